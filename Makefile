@@ -1,0 +1,71 @@
+# make demo | test | test-all | lint | format | install | clean
+#
+#   BACKEND=cpu|cuda   which build of FBGEMM goes in (default cpu)
+#   VENV=DIR           the environment (default .venv); one environment, one backend
+#   PYTHON=python3     the interpreter that makes it (3.10 or newer)
+#   PIP_FLAGS=...      passed on to pip install, for instance an --extra-index-url with CPU builds of torch
+#   ARGS=...           passed on to the demo or to pytest
+
+BACKEND ?= cpu
+VENV    ?= .venv
+PYTHON  ?= python3
+PIP_FLAGS ?=
+ARGS    ?=
+
+BIN   := $(VENV)/bin
+PIP   := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed-$(BACKEND)
+
+ifeq ($(filter $(BACKEND),cpu cuda),)
+$(error BACKEND must be cpu or cuda, got '$(BACKEND)')
+endif
+
+# A data folder beside the repository is used where there is one and nothing else was said.
+ifndef BET_TORCHREC_DATA
+ifneq ($(wildcard ../shared/data),)
+export BET_TORCHREC_DATA := $(abspath ../shared/data)
+endif
+endif
+
+.PHONY: demo test test-all lint format install clean
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@other=$$(ls $(VENV)/.installed-* 2>/dev/null | grep -v -- '-$(BACKEND)$$' | head -n 1); \
+	if [ -n "$$other" ]; then \
+	  echo "$(VENV) already holds the backend $${other##*-}; FBGEMM's two builds install over each other." >&2; \
+	  echo "Run 'make clean' first, or keep both: make VENV=.venv-$(BACKEND) BACKEND=$(BACKEND) ..." >&2; \
+	  exit 2; \
+	fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is older than 3.10; name another one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@echo "setting up $(VENV) for BACKEND=$(BACKEND), about a minute"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet $(PIP_FLAGS) -e '.[$(BACKEND),dev]'
+ifeq ($(BACKEND),cpu)
+	@# Without its metadata, which asks for the CUDA build of FBGEMM; its needs are in extra cpu.
+	@$(PIP) install --quiet $(PIP_FLAGS) --no-deps torchrec==1.8.0
+endif
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,79 @@
+"""Embedding sizes row by row, strictly within a memory budget, as real TorchRec tables.
+
+Two wings meet at one object, the plan: ``planning`` decides a size for every row, ``embeddings``
+makes a plan real. Names load on first use, so that importing this costs next to nothing and
+planning never pays for the training stack.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._versions import VersionMismatchError, __version__
+
+if TYPE_CHECKING:
+    from .data import Interactions, Split, generate, load
+    from .planning import (
+        BET,
+        Budget,
+        BudgetPlanner,
+        EqualSizes,
+        InfeasibleBudgetError,
+        MemoryModel,
+        MixedRandom,
+        RowCounts,
+        SizePlan,
+        TableSpec,
+    )
+
+_HOME = {
+    **dict.fromkeys(("Interactions", "Split", "generate", "load"), "data"),
+    **dict.fromkeys(
+        (
+            "BET",
+            "Budget",
+            "BudgetPlanner",
+            "EqualSizes",
+            "InfeasibleBudgetError",
+            "MemoryModel",
+            "MixedRandom",
+            "RowCounts",
+            "SizePlan",
+            "TableSpec",
+        ),
+        "planning",
+    ),
+}
+
+__all__ = [
+    "BET",
+    "Budget",
+    "BudgetPlanner",
+    "EqualSizes",
+    "InfeasibleBudgetError",
+    "Interactions",
+    "MemoryModel",
+    "MixedRandom",
+    "RowCounts",
+    "SizePlan",
+    "Split",
+    "TableSpec",
+    "VersionMismatchError",
+    "__version__",
+    "generate",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load an exported name on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
