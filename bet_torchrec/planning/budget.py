@@ -1,0 +1,282 @@
+"""A memory budget, and what a row of a width really costs under it.
+
+All costs are whole numbers, bytes or parameters, so that "within the budget" is exact. What the
+bytes are: DESIGN of FBGEMM's tables (fbgemm_gpu 1.8, split and int-nbit table-batched embeddings):
+training tables are unpadded and keep their optimizer state in fp32 whatever the weights are;
+inference tables keep an fp16 scale and bias in every integer row, pad rows to an alignment and
+whole tables to 128 bytes. TorchRec's own estimator scales state with the weight type and
+under-counts, so it is not used here.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InvalidInputError
+from .tables import Table, table_specs
+
+PRECISIONS = ("fp32", "fp16", "int8", "int4", "int2")
+TRAINING_PRECISIONS = ("fp32", "fp16")
+OPTIMIZERS = ("sgd", "rowwise_adagrad", "adagrad", "adam", "lamb", "partial_rowwise_adam")
+
+BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}
+_SCALE_AND_BIAS = 4  # bytes, fp16 each, in every integer row
+_ID_MAP = 4  # bytes a row, one int32 permutation
+_TABLE_ALIGNMENT = 128  # bytes, inference
+_STATE = {  # optimizer: (bytes a weight, bytes a row), fp32
+    "sgd": (0, 0),
+    "rowwise_adagrad": (0, 4),
+    "adagrad": (4, 0),
+    "adam": (8, 0),
+    "lamb": (8, 0),
+    "partial_rowwise_adam": (4, 4),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much all tables together may take. Make one by ``bytes``, ``parameters``, ``sparsity``.
+
+    amount: bytes, parameters, or the sparsity (a share of 0 to 1 that is *not* kept).
+    dtypes: the precisions a table may have; several only for inference.
+    optimizer: training only. alignment: bytes an inference row is rounded up to.
+    """
+
+    amount: int | float
+    unit: Literal["bytes", "parameters", "sparsity"]
+    purpose: Literal["training", "inference"] | None = None
+    dtypes: tuple[str, ...] = ("fp32",)
+    optimizer: str | None = None
+    alignment: int = 1
+
+    def __post_init__(self) -> None:
+        if self.unit == "sparsity":
+            object.__setattr__(self, "amount", _sparsity(self.amount))
+        elif self.unit in ("bytes", "parameters"):
+            object.__setattr__(self, "amount", _whole(self.amount, self.unit))
+        else:
+            raise InvalidInputError(
+                f"a budget's unit should be bytes, parameters or sparsity, got {self.unit!r}"
+            )
+        if self.unit == "bytes":
+            self._check_bytes()
+        elif (self.purpose, self.dtypes, self.optimizer, self.alignment) != (
+            None,
+            ("fp32",),
+            None,
+            1,
+        ):
+            raise InvalidInputError(
+                f"a budget in {self.unit} counts weights only and takes no purpose, dtype, "
+                "optimizer or alignment; use Budget.bytes for those"
+            )
+
+    @classmethod
+    def bytes(
+        cls,
+        n: int,
+        *,
+        purpose: Literal["training", "inference"],
+        dtype: str | Iterable[str],
+        optimizer: str | None = None,
+        alignment: int | None = None,
+    ) -> Budget:
+        """n bytes for everything: weights, optimizer state, alignment and id maps.
+
+        Args:
+            purpose: "training" (weights and optimizer state) or "inference" (quantised tables).
+            dtype: one of PRECISIONS, or for inference several to choose from table by table.
+                Training takes fp32 or fp16.
+            optimizer: one of OPTIMIZERS, for training.
+            alignment: bytes an inference row is rounded up to: 16 (the default) on CUDA and in
+                TorchRec on CPU, 1 on CPU when asked for.
+        """
+        dtypes = (dtype,) if isinstance(dtype, str) else tuple(dtype)
+        if alignment is None:
+            alignment = 16 if purpose == "inference" else 1
+        return cls(
+            amount=n,
+            unit="bytes",
+            purpose=purpose,
+            dtypes=dtypes,
+            optimizer=optimizer,
+            alignment=alignment,
+        )
+
+    @classmethod
+    def parameters(cls, n: int) -> Budget:
+        """n weights, whatever they are stored in: a row costs its width."""
+        return cls(amount=n, unit="parameters")
+
+    @classmethod
+    def sparsity(cls, s: float) -> Budget:
+        """Keep a share 1 - s of the tables' own rows x embedding_dim; 0 <= s < 1."""
+        return cls(amount=s, unit="sparsity")
+
+    @property
+    def cost_unit(self) -> Literal["bytes", "parameters"]:
+        """What ``limit`` and all costs are counted in."""
+        return "bytes" if self.unit == "bytes" else "parameters"
+
+    def limit(self, tables: Iterable[Table]) -> int:
+        """The most that the tables may cost together, in ``cost_unit``."""
+        if self.unit != "sparsity":
+            return int(self.amount)
+        full = sum(table.parameters for table in table_specs(tables))
+        return math.floor((1 - _as_fraction(float(self.amount))) * full)
+
+    def describe(self) -> str:
+        """One line, as in "2097152 bytes, inference, int8, rows aligned to 16"."""
+        if self.unit == "sparsity":
+            return f"sparsity {self.amount:g}"
+        words = [f"{self.amount} {self.unit}"]
+        if self.unit == "bytes":
+            words += [str(self.purpose), "/".join(self.dtypes)]
+            words += [self.optimizer] if self.optimizer else []
+            words += [f"rows aligned to {self.alignment}"] if self.purpose == "inference" else []
+        return ", ".join(words)
+
+    def _check_bytes(self) -> None:
+        if self.purpose not in ("training", "inference"):
+            raise InvalidInputError(
+                "a budget in bytes should say what of: purpose='training' or 'inference', "
+                f"got {self.purpose!r}"
+            )
+        training = self.purpose == "training"
+        allowed = TRAINING_PRECISIONS if training else PRECISIONS
+        unknown = [dtype for dtype in self.dtypes if dtype not in allowed]
+        if unknown or not self.dtypes or len(set(self.dtypes)) != len(self.dtypes):
+            raise InvalidInputError(
+                f"dtype for {self.purpose} should be {'one' if training else 'one or several'} "
+                f"of {', '.join(allowed)}, each once, got {self.dtypes!r}"
+            )
+        if training and len(self.dtypes) > 1:
+            raise InvalidInputError(
+                f"dtype for training should be a single one, got {self.dtypes!r}; "
+                "several are for purpose='inference'"
+            )
+        if training and self.optimizer not in OPTIMIZERS:
+            raise InvalidInputError(
+                f"a training budget counts the optimizer's state: optimizer should be one of "
+                f"{', '.join(OPTIMIZERS)}, got {self.optimizer!r}"
+            )
+        if not training and self.optimizer is not None:
+            raise InvalidInputError(
+                f"an inference budget has no optimizer, got {self.optimizer!r}; leave it out or "
+                "say purpose='training'"
+            )
+        if self.alignment not in (1, 2, 4, 8, 16, 32, 64, 128) or (training and self.alignment > 1):
+            raise InvalidInputError(
+                "alignment should be "
+                + ("1, training rows are not padded" if training else "a power of 2 up to 128")
+                + f", got {self.alignment!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryModel:
+    """What rows, buckets and id maps cost, in whole bytes or parameters.
+
+    FBGEMM stores int4 rows of an odd width, and int2 rows of a width that 4 does not divide,
+    only after padding; a cost here rounds such a row's bits up to whole bytes.
+    ``width_multiple`` tells a caller who wants none of it which widths to allow.
+    """
+
+    unit: Literal["bytes", "parameters"]
+    purpose: Literal["training", "inference"] | None = None
+    optimizer: str | None = None
+    alignment: int = 1
+
+    @classmethod
+    def for_budget(cls, budget: Budget) -> MemoryModel:
+        """The model that a budget counts by."""
+        return cls(
+            unit=budget.cost_unit,
+            purpose=budget.purpose,
+            optimizer=budget.optimizer,
+            alignment=budget.alignment,
+        )
+
+    @property
+    def table_alignment(self) -> int:
+        """A bucket, which is one real table, is rounded up to this."""
+        return _TABLE_ALIGNMENT if self.purpose == "inference" else 1
+
+    def row_cost(self, width: int, precision: str = "fp32") -> int:
+        """One row of this width; 0 for width 0, which is stored nowhere."""
+        return int(self.row_costs([width], precision)[0])
+
+    def row_costs(self, widths: Sequence[int], precision: str = "fp32") -> NDArray[np.int64]:
+        """int64, one cost a width."""
+        if precision not in PRECISIONS:
+            raise InvalidInputError(
+                f"precision should be one of {', '.join(PRECISIONS)}, got {precision!r}"
+            )
+        width = np.asarray(widths, dtype=np.int64)
+        if self.unit == "parameters":
+            return width.copy()
+        cost = -(-width * BITS[precision] // 8)
+        if self.purpose == "training":
+            a_weight, a_row = _STATE[str(self.optimizer)]
+            cost = cost + a_weight * width + a_row
+        else:
+            cost = cost + (_SCALE_AND_BIAS if precision.startswith("int") else 0)
+            cost = -(-cost // self.alignment) * self.alignment
+        return np.where(width > 0, cost, 0)
+
+    def bucket_cost(self, width: int, rows: int, precision: str = "fp32") -> int:
+        """All rows of one bucket, rounded up to ``table_alignment``."""
+        cost = self.row_cost(width, precision) * int(rows)
+        return -(-cost // self.table_alignment) * self.table_alignment
+
+    def id_map_cost(self, rows: int) -> int:
+        """The permutation of a table whose ids are no ranks: counted for every row, in bytes."""
+        return _ID_MAP * int(rows) if self.unit == "bytes" else 0
+
+    @staticmethod
+    def width_multiple(precision: str) -> int:
+        """Widths that FBGEMM stores without padding bits are multiples of this."""
+        return {"int4": 2, "int2": 4}.get(precision, 1)
+
+
+def _whole(amount: Any, unit: str) -> int:
+    number = -1
+    if not isinstance(amount, bool):
+        try:
+            number = operator.index(amount)
+        except TypeError:
+            if isinstance(amount, float) and amount.is_integer():
+                number = int(amount)
+    if number < 0:
+        raise InvalidInputError(
+            f"a budget in {unit} should be a whole number, 0 or more, got {amount!r}"
+        )
+    return number
+
+
+def _sparsity(amount: Any) -> float:
+    try:
+        value = float(amount)
+    except (TypeError, ValueError):
+        value = math.nan
+    if isinstance(amount, (bool, str)) or not 0 <= value < 1:
+        raise InvalidInputError(
+            f"a sparsity should be a share from 0 to below 1, as in 0.95, got {amount!r}"
+        )
+    return value
+
+
+def _as_fraction(value: float) -> Fraction:
+    """What was meant by a float: 0.95 is 19/20 and 1 - 0.9 is 1/10, not the nearest binary."""
+    simple = Fraction(value).limit_denominator(10**6)
+    if abs(float(simple) - value) <= 4e-16:
+        return simple
+    return Fraction(repr(value))

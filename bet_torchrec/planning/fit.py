@@ -1,0 +1,127 @@
+"""Exact fit of size profiles to a budget, for many candidates at once and without touching a row.
+
+A profile says how many rows of a table have at least a given width once its sizes are scaled by
+lambda; sizes fall with rank, so these numbers *are* the plan. Every table's lambda is found by
+bracketed root finding on its share of the budget, the numbers are rounded to whole rows, and what
+rounding left over is handed out (or taken back) row by row until no single step fits any more.
+
+Shapes: m candidates, F tables, W widths, P = m * F (candidate, table) problems.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .root import solve_increasing
+from .settle import Steps, settle
+
+RELATIVE_TOLERANCE = 2e-4  # of a table's share; the remainder is handed out exactly
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FitSpace:
+    """What a fit may choose from.
+
+    widths: (W,) int64 ascending, the first is every row's minimum.
+    rows: (F,) int64. depth: (F,) how many of the widths a table may use (its own embedding_dim).
+    costs: (precisions, W) int64, what a row costs. limit: what all rows may cost together.
+    table_alignment: a bucket's total is rounded up to this (1: not at all).
+    """
+
+    widths: Tensor
+    rows: Tensor
+    depth: Tensor
+    costs: Tensor
+    limit: int
+    table_alignment: int = 1
+
+    def steps(self, precision: Tensor) -> Steps:
+        """The cost of each step from a width to the next, for precision indices (m, F)."""
+        allowed = torch.arange(len(self.widths)) < self.depth[:, None]  # F, W
+        return Steps(
+            row_cost=self.costs[precision],
+            allowed=allowed.expand(*precision.shape, -1),
+            table_alignment=self.table_alignment,
+        )
+
+
+class Profile(Protocol):
+    """P size profiles, one a (candidate, table) pair, flattened candidate-major."""
+
+    def log_span(self) -> tuple[Tensor, Tensor]:
+        """(P,), (P,): log lambda at which every row is at its minimum, and at its maximum."""
+
+    def log_mean(self) -> Tensor:
+        """(P,) log of the mean unscaled size, roughly; a first guess starts from it."""
+
+    def rows_at_least(self, log_scale: Tensor, which: Tensor) -> Tensor:
+        """(n, W), in log_scale's precision: how many rows of problem which[i], sizes scaled,
+        reach each width; entry 0 is not looked at."""
+
+
+def fit(space: FitSpace, profile: Profile, *, shares: Tensor, precision: Tensor) -> Tensor:
+    """Fit m candidates to the budget: never over it, and no affordable step of a row left.
+
+    Args:
+        shares: (m, F) positive, each table's share of the budget; what a table cannot use
+            (or needs beyond its share, for its minimum) is taken from the others in proportion.
+        precision: (m, F) int64 index into ``space.costs``.
+
+    Returns:
+        (m, F, W) int64: the number of rows of size >= widths[k]; entry 0 counts all rows.
+    """
+    m, tables = shares.shape
+    steps = space.steps(precision)
+    step_cost = (steps.step_cost * steps.allowed).flatten(0, 1)  # P, W
+    least = space.rows * steps.row_cost[..., 0]
+    most = (step_cost.sum(-1) * space.rows.repeat(m)).view(m, tables)
+    target = _waterfill(shares, least.double(), most.double(), total=float(space.limit)).flatten()
+    single = step_cost.to(torch.float32)
+    rows = space.rows.to(torch.float32).repeat(m)
+
+    def cost(log_scale: Tensor, which: Tensor) -> Tensor:
+        counts = profile.rows_at_least(log_scale, which)
+        counts[:, 0] = rows[which]
+        return (counts * single[which]).sum(-1)
+
+    # single precision finds the scale; the numbers of rows at it are then exact
+    low, high = profile.log_span()
+    scale = solve_increasing(
+        cost,
+        low.float(),
+        high.float(),
+        target.float(),
+        start=(target / rows / space.costs[precision.flatten(), -1] * space.widths[-1]).log().float()
+        - profile.log_mean().float(),
+        ends=(least.flatten().float(), most.flatten().float()),
+        tolerance=(RELATIVE_TOLERANCE * target).float(),
+    )
+    counts = profile.rows_at_least(scale.double(), torch.arange(m * tables))
+    boundaries = (counts + 0.5).floor_().to(torch.int64).view(m, tables, -1)
+    boundaries = torch.where(steps.allowed, boundaries, 0).clamp_(min=0)
+    boundaries = torch.minimum(boundaries, space.rows[:, None])
+    boundaries[..., 0] = space.rows
+    return settle(boundaries.cummin(-1).values, steps, space.limit)
+
+
+def minimum_cost(space: FitSpace, precision: Tensor) -> Tensor:
+    """(m,) cost of the smallest plan there is, every row at its smallest width."""
+    least = torch.zeros(*precision.shape, len(space.widths), dtype=torch.int64)
+    least[..., 0] = space.rows
+    return space.steps(precision).cost(least)
+
+
+def _waterfill(shares: Tensor, lowest: Tensor, highest: Tensor, *, total: float) -> Tensor:
+    """Split total by shares, within each table's possible cost: clip(mu * share, low, high)."""
+    shares = shares.to(torch.float64).clamp(min=1e-12)
+    low = torch.zeros(len(shares), 1, dtype=torch.float64)
+    high = (highest / shares).amax(-1, keepdim=True).clamp(min=total)
+    for _ in range(60):
+        middle = (low + high) / 2
+        over = (middle * shares).clamp(lowest, highest).sum(-1, keepdim=True) > total
+        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+    return (low * shares).clamp(lowest, highest)

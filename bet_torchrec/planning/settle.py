@@ -1,0 +1,183 @@
+"""The last step of a fit: whole rows, exactly within the limit, and nothing affordable left.
+
+Arrays are (m, F, W): boundaries[..., k] is the number of rows of size >= widths[k]. Raising
+boundary k by n moves the n most frequent rows of the bucket below up one width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Steps:
+    """What rows cost: row_cost (m, F, W) int64, where a table may use a width (m, F, W) bool."""
+
+    row_cost: Tensor
+    allowed: Tensor
+    table_alignment: int = 1
+
+    @cached_property
+    def step_cost(self) -> Tensor:
+        """(m, F, W) the cost of a row's step from the width before; entry 0 is the minimum's."""
+        return self.row_cost.diff(dim=-1, prepend=torch.zeros_like(self.row_cost[..., :1]))
+
+    def cost(self, boundaries: Tensor) -> Tensor:
+        """(m,) exact, every bucket rounded up to the table alignment."""
+        return self._aligned(bucket_rows(boundaries) * self.row_cost).sum((-1, -2))
+
+    def padding(self, boundaries: Tensor) -> Tensor:
+        """(m,) the part of the cost that is alignment."""
+        return self.cost(boundaries) - (boundaries * self.step_cost).sum((-1, -2))
+
+    @cached_property
+    def _free(self) -> tuple[Tensor, Tensor]:
+        """For each width, the first width that costs as much, and the first that costs more."""
+        places = torch.arange(self.row_cost.shape[-1]).expand_as(self.row_cost)
+        dearer = (self.step_cost > 0) | ~self.allowed
+        first = torch.where(dearer, places, 0).cummax(-1).values
+        beyond = torch.where(dearer, places, places.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+        return first, torch.nn.functional.pad(beyond[..., 1:], (0, 1), value=places.shape[-1])
+
+    def take_free(self, boundaries: Tensor) -> Tensor:
+        """Rows at the widest of the widths that cost the same (rows are aligned to bytes)."""
+        return boundaries.gather(-1, self._free[0])
+
+    def removable(self, boundaries: Tensor) -> Tensor:
+        """Rows that each paid step could be taken from without a row falling two steps."""
+        next_ = torch.nn.functional.pad(boundaries, (0, 1)).gather(-1, self._free[1])
+        rows = torch.where(self.step_cost > 0, boundaries - next_, 0)
+        rows[..., 0] = 0
+        return rows
+
+    def select(self, which: Tensor) -> Steps:
+        return Steps(
+            row_cost=self.row_cost[which],
+            allowed=self.allowed[which],
+            table_alignment=self.table_alignment,
+        )
+
+    def _aligned(self, cost: Tensor) -> Tensor:
+        if self.table_alignment == 1:
+            return cost
+        return -(-cost // self.table_alignment) * self.table_alignment
+
+
+def bucket_rows(boundaries: Tensor) -> Tensor:
+    """(m, F, W) rows of exactly each width."""
+    return boundaries - torch.nn.functional.pad(boundaries[..., 1:], (0, 1))
+
+
+def settle(boundaries: Tensor, steps: Steps, limit: int) -> Tensor:
+    """Boundaries within the limit from ones near it. A limit below the minimum gives the minimum.
+
+    Returns:
+        (m, F, W) int64; no row can take one more step without going over the limit.
+    """
+    boundaries = steps.take_free(boundaries)
+    if steps.table_alignment == 1:
+        _hand_out(_take_back(boundaries, steps, limit), steps, limit)
+        return boundaries
+    # Alignment depends on the plan, so first aim at the limit less what alignment costs now.
+    everything = torch.full((len(boundaries),), limit, dtype=torch.int64)
+    slack = 0
+    while True:
+        over = (steps.cost(boundaries) > limit).nonzero().flatten()
+        if not len(over) or slack > 2 * steps.table_alignment * boundaries[0].numel():
+            break
+        chosen, some = steps.select(over), boundaries[over]
+        aim = everything[over] - chosen.padding(some) - slack
+        boundaries[over] = _take_back(some, chosen, aim)
+        slack = 2 * slack + steps.table_alignment
+    for i in range(len(boundaries)):
+        _hand_out_aligned(boundaries[i], steps.select(torch.tensor([i])), limit)
+    return boundaries
+
+
+def _take_back(boundaries: Tensor, steps: Steps, limit: int | Tensor) -> Tensor:
+    """Lower boundaries, narrow steps first, until the unaligned cost is within the limit."""
+    over = (boundaries * steps.step_cost).sum((-1, -2)) - limit
+    while True:
+        which = (over > 0).nonzero().flatten()
+        chosen, step = steps.select(which), steps.step_cost[which]
+        removable = chosen.removable(boundaries[which])
+        if not len(which) or not bool(removable.any()):
+            return boundaries
+        # ascending: rows that are just above the minimum give first
+        gain = (removable * step).transpose(-1, -2).flatten(1)
+        before = gain.cumsum(-1) - gain
+        wanted = over[which, None] - before
+        flat_step = step.transpose(-1, -2).flatten(1).clamp(min=1)
+        taken = torch.minimum(-(-wanted // flat_step), gain // flat_step).clamp(min=0)
+        taken = taken.view(len(which), step.shape[-1], step.shape[-2]).transpose(-1, -2)
+        boundaries[which] = chosen.take_free(boundaries[which] - taken)
+        over[which] -= (taken * step).sum((-1, -2))
+
+
+def _hand_out(boundaries: Tensor, steps: Steps, limit: int | Tensor) -> Tensor:
+    """Raise boundaries, widest first, until no step fits. Assumes no alignment, works in place."""
+    rest = limit - (boundaries * steps.step_cost).sum((-1, -2))
+    which = torch.arange(len(boundaries))
+    while True:
+        some, chosen = boundaries[which], steps.select(which)
+        step = chosen.step_cost
+        room = torch.zeros_like(some)
+        room[..., 1:] = some[..., :-1] - some[..., 1:]
+        fits = chosen.allowed & (step <= rest[which, None, None]) & (room > 0)
+        going = fits.flatten(1).any(-1)
+        if not bool(going.any()):
+            return boundaries
+        which, some, step = which[going], some[going], step[going]
+        room = torch.where(fits[going], room[going], 0)
+        # descending width, tables side by side, so that the most frequent rows come first
+        price = (room * step).flip(-1).transpose(-1, -2).flatten(1)
+        before = price.cumsum(-1) - price
+        flat_step = step.flip(-1).transpose(-1, -2).flatten(1)
+        flat_room = room.flip(-1).transpose(-1, -2).flatten(1)
+        affordable = (rest[which, None] - before).clamp(min=0) // flat_step.clamp(min=1)
+        raised = torch.minimum(affordable, flat_room)
+        raised = raised.view(len(which), step.shape[-1], step.shape[-2]).transpose(-1, -2).flip(-1)
+        boundaries[which] = steps.select(which).take_free(some + raised)
+        rest[which] -= (raised * step).sum((-1, -2))
+
+
+def _hand_out_aligned(boundaries: Tensor, steps: Steps, limit: int) -> None:
+    """The same for one candidate (F, W) where a bucket's cost is rounded up."""
+    row_cost, allowed = steps.row_cost[0], steps.allowed[0]
+    aligned = steps._aligned
+    while True:
+        rows = bucket_rows(boundaries)
+        now = aligned(rows * row_cost)
+        rest = limit - int(now.sum())
+        room = torch.zeros_like(boundaries)
+        room[:, 1:] = boundaries[:, :-1] - boundaries[:, 1:]
+        below, below_cost = rows.roll(1, -1), row_cost.roll(1, -1)
+
+        def price(n: Tensor) -> Tensor:
+            """Of raising each boundary by n rows, alignment and all."""
+            raised = aligned((rows + n) * row_cost) - now
+            lowered = aligned((below - n) * below_cost) - now.roll(1, -1)
+            return raised + lowered
+
+        possible = allowed & (room > 0)
+        step = (row_cost - below_cost).clamp(min=1)
+        # the price is within two alignments of n * step, so the largest n that fits is near here
+        best = torch.zeros_like(room)
+        middle = torch.minimum(torch.div(rest, step, rounding_mode="floor"), room).clamp(min=0)
+        reach = 2 * steps.table_alignment // step + 1
+        for fraction in torch.linspace(-1.0, 1.0, 9):
+            n = (middle + (reach * fraction).long()).clamp(min=0).minimum(room)
+            best = torch.where((price(n) <= rest) & (n > best), n, best)
+        one = torch.ones_like(room)
+        best = torch.where((best == 0) & (price(one) <= rest), one, best)
+        best = torch.where(possible, best, 0)
+        if not bool(best.any()):
+            return
+        widest = int(best.any(0).nonzero().max())  # the most frequent rows come first
+        table = int(best[:, widest].nonzero()[0])
+        boundaries[table, widest] += best[table, widest]
+        boundaries.copy_(steps.take_free(boundaries[None])[0])

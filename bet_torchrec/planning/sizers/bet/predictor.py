@@ -1,0 +1,181 @@
+"""The fitness predictor: a deep set over the rows that share a size (BET Section 3.3, Eq. 7-10).
+
+Rows enter only through their count, so each *distinct* count is encoded once, prefix sums along
+the rank give the sum over any bucket as a difference of two entries, and the sets that are empty
+(most of 128) share one code a width. Equal to the equations, and independent of the rows.
+
+Legend: m candidates, F tables, W widths, P precisions, G distinct counts, S non-empty sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...counts import RowCounts
+from ...settle import bucket_rows
+from .sampler import Candidates
+
+CODE = 16  # of a row
+HIDDEN = 64  # of a set, and of a candidate
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.LeakyReLU(), nn.Linear(hidden, outputs), nn.LeakyReLU()
+    )
+
+
+class FitnessPredictor(nn.Module):
+    """Predicts the fitness of candidates.
+
+    Args:
+        counts: one a table.
+        widths: (W,) allowed widths, ascending.
+        d_max: the full size, by which widths are scaled.
+        bits: bits a weight of each precision, (32,) if there is only one.
+        set_shares: give the size encoder also each set's share of the rows and of the dimensions.
+        final_activation: the paper's LeakyReLU on the output too.
+        generator: initial weights.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[RowCounts],
+        widths: Tensor,
+        *,
+        d_max: int,
+        bits: Sequence[float] = (32.0,),
+        set_shares: bool = True,
+        final_activation: bool = False,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.row_encoders = nn.ModuleList(_mlp(1, CODE, CODE) for _ in counts)
+        extra = 2 * set_shares + (len(bits) > 1)
+        self.size_encoder = _mlp(CODE + 1 + extra, HIDDEN, HIDDEN)
+        self.decoder = _mlp(HIDDEN, HIDDEN, 1)
+        if not final_activation:
+            self.decoder = self.decoder[:-1]
+        self._set_shares, self._precisions = set_shares, len(bits)
+        self._index = [_RankIndex(c) for c in counts]
+        self.register_buffer("_size", widths.to(torch.float32) / d_max)
+        self.register_buffer("_bits", torch.tensor(bits, dtype=torch.float32) / 32.0)
+        with torch.no_grad():
+            for layer in self.modules():
+                if isinstance(layer, nn.Linear):
+                    bound = layer.in_features**-0.5
+                    layer.weight.uniform_(-bound, bound, generator=generator)
+                    layer.bias.uniform_(-bound, bound, generator=generator)
+
+    def forward(self, candidates: Candidates | CandidateSets) -> Tensor:
+        """(m,) predicted fitness, Eq. 10."""
+        return self.decoder(self.embed(candidates)).squeeze(-1)
+
+    def embed(self, candidates: Candidates | CandidateSets) -> Tensor:
+        """(m, 64) the candidates' embeddings h, Eq. 9. The differentiable part."""
+        sets = candidates
+        if isinstance(sets, Candidates):
+            sets = self.describe(sets)
+        sums = torch.zeros(len(sets.owner), CODE, dtype=torch.float64)
+        for encoder, index, (member_of, last, widest) in zip(
+            self.row_encoders, self._index, sets.members, strict=True
+        ):
+            upto = index.sums_upto(last, encoder(index.frequency))
+            next_wider = torch.nn.functional.pad(upto[1:], (0, 0, 0, 1))
+            bucket = upto - next_wider.masked_fill(widest[:, None], 0.0)
+            sums = sums.index_add(0, member_of, bucket)
+        means = (sums / sets.size[:, None]).to(torch.float32)
+        coded = self.size_encoder(torch.cat([means, *self._about(sets.within, sets.shares)], -1))
+        every = torch.arange(len(self._size) * self._precisions)
+        nothing = means.new_zeros(len(every), CODE)
+        empty = self.size_encoder(
+            torch.cat([nothing, *self._about(every, means.new_zeros(len(every), 2))], -1)
+        )
+        difference = coded - empty[sets.within]
+        h = empty.sum(0).expand(sets.candidates, -1).index_add(0, sets.owner, difference)
+        return h / len(every)
+
+    def describe(self, candidates: Candidates) -> CandidateSets:
+        """What of the candidates does not depend on the weights; worth keeping when training."""
+        boundaries = candidates.boundaries
+        m, tables, widths = boundaries.shape
+        rows = bucket_rows(boundaries)
+        candidate, table, width = (rows > 0).nonzero(as_tuple=True)
+        key = (candidate * widths + width) * self._precisions
+        if self._precisions > 1:
+            key = key + candidates.precision[candidate, table]
+        present = torch.zeros(m * widths * self._precisions, dtype=torch.bool)
+        present[key] = True
+        sets, member_of = present.nonzero().flatten(), (present.cumsum(0) - 1)[key]
+        members = []
+        for t, index in enumerate(self._index):
+            mine = table == t
+            # buckets of a table follow each other, so each begins where the next wider one ends
+            last = boundaries[candidate[mine], t, width[mine]]
+            widest = candidate[mine].diff(append=torch.tensor([m])) > 0
+            members.append((member_of[mine], index.locate(last), widest))
+        size = torch.zeros(len(sets), dtype=torch.float64)
+        size.index_add_(0, member_of, rows[candidate, table, width].to(torch.float64))
+        owner = sets.div(widths * self._precisions, rounding_mode="floor")
+        within = sets % (widths * self._precisions)
+        total = rows[:1].sum().to(torch.float64)
+        dims = size * self._size[within.div(self._precisions, rounding_mode="floor")]
+        all_dims = torch.zeros(m, dtype=torch.float64).index_add_(0, owner, dims).clamp(min=1e-9)
+        shares = torch.stack([size / total, dims / all_dims[owner]], -1).to(torch.float32)
+        return CandidateSets(m, owner, within, size, shares, members)
+
+    def _about(self, within: Tensor, shares: Tensor) -> list[Tensor]:
+        width = within.div(self._precisions, rounding_mode="floor")
+        about = [self._size[width, None]]
+        if self._set_shares:
+            about.append(shares)
+        if self._precisions > 1:
+            about.append(self._bits[within % self._precisions, None])
+        return about
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateSets:
+    """The non-empty sets of m candidates.
+
+    owner: (S,) candidate. within: (S,) width * P + precision. size: (S,) rows, float64.
+    shares: (S, 2) of the rows and of the dimensions. members: a table, the set that each of its
+    buckets belongs to, where the bucket ends among the distinct counts, and whether it is the
+    candidate's widest.
+    """
+
+    candidates: int
+    owner: Tensor
+    within: Tensor
+    size: Tensor
+    shares: Tensor
+    members: list[tuple[Tensor, _Place, Tensor]]
+
+
+_Place = tuple[Tensor, Tensor]  # group of equal counts, rows into that group
+
+
+class _RankIndex:
+    """Sums of row codes up to any rank, from the distinct counts alone."""
+
+    def __init__(self, counts: RowCounts) -> None:
+        values = torch.tensor(counts.values).to(torch.float64)
+        self._rows = torch.tensor(counts.multiplicity).to(torch.int64)
+        self._starts = torch.nn.functional.pad(self._rows.cumsum(0), (1, 0))  # G + 1
+        self.frequency = (values / values.max().clamp(min=1)).to(torch.float32)[:, None]  # G, 1
+
+    def locate(self, rank: Tensor) -> _Place:
+        group = torch.searchsorted(self._starts, rank, right=True) - 1
+        return group, (rank - self._starts[group]).to(torch.float64)
+
+    def sums_upto(self, place: _Place, codes: Tensor) -> Tensor:
+        """(n, 16) float64 sums of the codes (G, 16) of all rows before each place."""
+        group, into = place
+        codes = torch.nn.functional.pad(codes.to(torch.float64), (0, 0, 0, 1))
+        rows = torch.nn.functional.pad(self._rows, (0, 1))
+        sums = (codes * rows[:, None]).cumsum(0) - codes * rows[:, None]
+        return sums[group] + codes[group] * into[:, None]

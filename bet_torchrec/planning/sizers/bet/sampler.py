@@ -1,0 +1,210 @@
+"""Candidates: a size for every row, drawn within the budget (BET Section 3.2, Eq. 4-6).
+
+A candidate's sizes are order statistics of i.i.d. draws, sorted by rank. For N rows they are, up
+to sampling noise, the quantiles at 1 - (rank - 1/2) / N, so the number of rows that reach a width
+follows from the distribution's survival function alone: O(widths) a candidate, whatever N is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...counts import RowCounts
+from ...fit import FitSpace, fit
+from .families import PAPER_FAMILIES, Family
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Candidates:
+    """m candidates over F tables and W widths.
+
+    boundaries: (m, F, W) int64, rows of size >= widths[k]. precision: (m, F) index into the
+    budget's precisions. family: (m, F) index; beta: (m, F); shares: (m, F), sums to 1.
+    """
+
+    boundaries: Tensor
+    precision: Tensor
+    family: Tensor
+    beta: Tensor
+    shares: Tensor
+
+    def __len__(self) -> int:
+        return len(self.boundaries)
+
+    def __getitem__(self, which: Sequence[int] | Tensor) -> Candidates:
+        index = torch.as_tensor(which)
+        return Candidates(**{name: value[index] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """Draws candidates that fit.
+
+    draws: "quantiles" (closed form) or "iid" (the paper's literal draws, O(rows) each).
+    """
+
+    space: FitSpace
+    counts: Sequence[RowCounts]
+    families: Sequence[Family] = PAPER_FAMILIES
+    draws: Literal["quantiles", "iid"] = "quantiles"
+
+    def __call__(self, m: int, rng: np.random.Generator) -> Candidates:
+        """Draw m candidates: shares ~ Dirichlet(1), a family, a beta and a precision a table."""
+        tables = len(self.counts)
+        shares = torch.from_numpy(rng.dirichlet(np.ones(tables), size=m))
+        family = torch.from_numpy(rng.integers(len(self.families), size=(m, tables)))
+        beta_max = torch.tensor([f.beta_max for f in self.families], dtype=torch.float64)
+        beta = torch.from_numpy(rng.uniform(1e-6, 1.0, size=(m, tables))) * beta_max[family]
+        precision = torch.from_numpy(rng.integers(len(self.space.costs), size=(m, tables)))
+        return self.fit(shares=shares, family=family, beta=beta, precision=precision, rng=rng)
+
+    def around(self, parents: Candidates, m: int, rng: np.random.Generator) -> Candidates:
+        """Draw m candidates near the parents: shares and betas shaken, now and then a new family
+        or precision a table. Not in the paper, whose only local step is strategy III."""
+        tables, families = len(self.counts), len(self.families)
+        parent = parents[torch.from_numpy(rng.integers(len(parents), size=m))]
+        beta_max = torch.tensor([f.beta_max for f in self.families], dtype=torch.float64)
+        shape = (m, tables)
+        shares = parent.shares * torch.from_numpy(np.exp(rng.normal(0, 0.3, shape)))
+        anew = torch.from_numpy(rng.random(shape) < 0.15)
+        family = torch.where(
+            anew, torch.from_numpy(rng.integers(families, size=shape)), parent.family
+        )
+        shaken = parent.beta * torch.from_numpy(np.exp(rng.normal(0, 0.4, shape)))
+        fresh = torch.from_numpy(rng.uniform(1e-6, 1.0, shape)) * beta_max[family]
+        drawn = torch.from_numpy(rng.integers(len(self.space.costs), size=shape))
+        other = torch.from_numpy(rng.random(shape) < 0.15)
+        return self.fit(
+            shares=shares / shares.sum(-1, keepdim=True),
+            family=family,
+            beta=torch.minimum(torch.where(anew, fresh, shaken), beta_max[family]),
+            precision=torch.where(other, drawn, parent.precision),
+            rng=rng,
+        )
+
+    def equal(self, precision: int) -> Candidates:
+        """The one candidate of equal sizes for all rows, in one precision. Needs a flat family."""
+        flat = [f.name for f in self.families].index("flat")
+        rows = self.space.rows.to(torch.float64)[None]
+        full = torch.full(rows.shape, flat)
+        return self.fit(
+            shares=rows / rows.sum(),
+            family=full,
+            beta=torch.full_like(rows, 0.5),
+            precision=torch.full_like(full, precision),
+            rng=np.random.default_rng(0),
+        )
+
+    def fit(
+        self,
+        *,
+        shares: Tensor,
+        family: Tensor,
+        beta: Tensor,
+        precision: Tensor,
+        rng: np.random.Generator | None = None,
+    ) -> Candidates:
+        """The candidates that these parameters, all (m, F), describe. rng: for iid draws only."""
+        profile = _Quantiles(self, family.flatten(), beta.flatten())
+        if self.draws == "iid":
+            if rng is None:
+                raise ValueError('draws="iid" needs a random generator; pass rng.')
+            profile = _Draws(self, family.flatten(), beta.flatten(), rng)
+        boundaries = fit(self.space, profile, shares=shares, precision=precision)
+        return Candidates(
+            boundaries=boundaries, precision=precision, family=family, beta=beta, shares=shares
+        )
+
+
+class _Quantiles:
+    """The fit's profile in closed form. Problems are grouped so that a family runs once."""
+
+    def __init__(self, sampler: Sampler, family: Tensor, beta: Tensor) -> None:
+        self._sampler = sampler
+        self._beta = beta
+        self._log_widths = sampler.space.widths.clamp(min=1e-3).to(torch.float64).log()
+        tables = len(sampler.counts)
+        table = torch.arange(len(family)) % tables
+        # a family that looks at the counts runs a table, the others once for all tables
+        own = torch.tensor([f.uses_counts for f in sampler.families])
+        self._kind = family * tables + torch.where(own[family], table, 0)
+        self._groups = [
+            (int(kind), sampler.families[int(kind) // tables], sampler.counts[int(kind) % tables])
+            for kind in self._kind.unique()
+        ]
+        self._rows = sampler.space.rows.to(torch.float64)[table]
+
+    def log_span(self) -> tuple[Tensor, Tensor]:
+        half = 0.5 / self._rows
+        low, high = torch.empty_like(half), torch.empty_like(half)
+        for kind, family, counts in self._groups:
+            n = (self._kind == kind).nonzero().flatten()
+            beta = self._beta[n]
+            top = family.log_quantile(torch.log1p(-half[n]), beta, counts)
+            bottom = family.log_quantile(half[n].log(), beta, counts)
+            # one part in a hundred beyond, so that rounding at the ends cannot matter
+            low[n] = self._log_widths[0] - top - 0.01
+            high[n] = self._log_widths[-1] - bottom + 0.01
+        return low, high
+
+    def log_mean(self) -> Tensor:
+        levels = ((torch.arange(8) + 0.5) / 8).double().log()
+        result = torch.empty_like(self._rows)
+        for kind, family, counts in self._groups:
+            n = (self._kind == kind).nonzero().flatten()
+            beta = self._beta[n].repeat_interleave(8)
+            quantiles = family.log_quantile(levels.repeat(len(n)), beta, counts).view(-1, 8)
+            result[n] = quantiles.logsumexp(-1) - math.log(8)
+        return result
+
+    def rows_at_least(self, log_scale: Tensor, which: Tensor) -> Tensor:
+        dtype = log_scale.dtype
+        log_x = self._log_widths.to(dtype) - log_scale[:, None]
+        kinds, beta = self._kind[which], self._beta.to(dtype)[which, None]
+        result = torch.empty_like(log_x)
+        for kind, family, counts in self._groups:
+            n = (kinds == kind).nonzero().flatten()
+            if len(n):
+                result[n] = family.survival(log_x[n], beta[n], counts)
+        return result.mul_(self._rows.to(dtype)[which, None])
+
+
+class _Draws:
+    """The fit's profile by literal i.i.d. draws, inverse-transformed and sorted."""
+
+    def __init__(
+        self, sampler: Sampler, family: Tensor, beta: Tensor, rng: np.random.Generator
+    ) -> None:
+        self._log_widths = sampler.space.widths.clamp(min=1e-3).to(torch.float64).log()
+        self._sorted: list[Tensor] = []
+        for i, (f, b) in enumerate(zip(family.tolist(), beta, strict=True)):
+            counts = sampler.counts[i % len(sampler.counts)]
+            log_u = -torch.from_numpy(rng.standard_exponential(counts.rows))  # log of uniforms
+            draws = sampler.families[f].log_quantile(log_u, b.expand(counts.rows), counts)
+            self._sorted.append(draws.sort().values)
+
+    def log_span(self) -> tuple[Tensor, Tensor]:
+        top = torch.stack([s[-1] for s in self._sorted])
+        bottom = torch.stack([s[0] for s in self._sorted])
+        return self._log_widths[0] - top - 0.01, self._log_widths[-1] - bottom + 0.01
+
+    def log_mean(self) -> Tensor:
+        return torch.stack([s.logsumexp(0) - math.log(len(s)) for s in self._sorted])
+
+    def rows_at_least(self, log_scale: Tensor, which: Tensor) -> Tensor:
+        log_x = self._log_widths - log_scale[:, None].double()
+        below = [torch.searchsorted(self._sorted[int(p)], x) for p, x in zip(which, log_x)]
+        rows = torch.tensor([len(self._sorted[int(p)]) for p in which])
+        return (rows[:, None] - torch.stack(below)).to(log_scale.dtype)
+
+
+def concatenate(parts: Sequence[Candidates]) -> Candidates:
+    """One batch of candidates from several."""
+    return Candidates(**{name: torch.cat([vars(p)[name] for p in parts]) for name in vars(parts[0])})

@@ -1,0 +1,102 @@
+"""ES: every row the same size, and what is left to the most frequent rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..fit import FitSpace
+from ..plan import SizePlan
+from ..settle import Steps, settle
+from .fixed_precision import one_precision
+from .problem import SizingProblem
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualSizes:
+    """The largest width that all rows can have, then one step more for the most frequent rows.
+
+    Frequent is by count, over all tables alike. A table that is too narrow for the width has all
+    rows at its own widest. Needs no evaluation.
+
+    precision: of all tables; None takes the first that the budget allows.
+    """
+
+    precision: str | None = None
+
+    def __call__(self, problem: SizingProblem) -> SizePlan:
+        """The plan: deterministic, within one step of one row of the budget.
+
+        Raises:
+            InvalidInputError: the budget does not allow this precision.
+            InfeasibleBudgetError: nothing fits in this precision.
+        """
+        precision, space = one_precision(problem, self.precision)
+        steps = space.steps(torch.zeros(1, len(problem.tables), dtype=torch.int64))
+        level = _largest_level(space, steps)
+        boundaries = _at_level(space, level)
+        if level + 1 < len(space.widths):
+            boundaries = _raise_frequent(problem, space, steps, boundaries, level + 1)
+        # rounding, and steps that alignment makes free, leave a last few bytes to give out
+        boundaries = settle(boundaries[None], steps, space.limit)[0]
+        return problem.plan(boundaries, (precision,) * len(problem.tables), "es")
+
+
+def _at_level(space: FitSpace, level: int) -> torch.Tensor:
+    """(F, W) boundaries with all rows at widths[level], or their table's widest."""
+    index = torch.arange(len(space.widths))
+    reached = (index <= level) & (index < space.depth[:, None])
+    return torch.where(reached, space.rows[:, None], 0)
+
+
+def _largest_level(space: FitSpace, steps: Steps) -> int:
+    """The largest index of a width that all rows can have at once."""
+    low, high = 0, len(space.widths) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = int(steps.cost(_at_level(space, middle)[None])[0]) <= space.limit
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
+
+
+def _raise_frequent(
+    problem: SizingProblem, space: FitSpace, steps: Steps, boundaries: torch.Tensor, level: int
+) -> torch.Tensor:
+    """As many of the most frequent rows, over all tables, as fit go up to widths[level]."""
+    tables = [t for t in range(len(problem.tables)) if level < int(space.depth[t])]
+    values = np.concatenate([problem.counts[t].values for t in tables])
+    rows = np.concatenate([problem.counts[t].multiplicity for t in tables])
+    owner = np.concatenate([np.full(len(problem.counts[t].values), t) for t in tables])
+    falling = np.argsort(-values, kind="stable")  # ties: the table that comes first
+    rows, owner = rows[falling], owner[falling]
+    ends = np.cumsum(rows)
+
+    def raised(n: int) -> torch.Tensor:
+        """Boundaries with the n most frequent rows one step up."""
+        result = boundaries.clone()
+        for t, rows_up in enumerate(_rows_among(n, rows, ends, owner, len(problem.tables))):
+            if rows_up:
+                result[t, level] = rows_up
+        return result
+
+    low, high = 0, int(ends[-1])
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = int(steps.cost(raised(middle)[None])[0]) <= space.limit
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return raised(low)
+
+
+def _rows_among(
+    n: int,
+    rows: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    owner: NDArray[np.int64],
+    tables: int,
+) -> list[int]:
+    """How many of the first n rows, in groups of one count and table, each table has."""
+    taken = np.clip(n - (ends - rows), 0, rows)
+    return [int(taken[owner == t].sum()) for t in range(tables)]

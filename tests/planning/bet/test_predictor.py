@@ -1,0 +1,130 @@
+"""The prefix-sum predictor against Eq. 7-10 written out row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bet_torchrec.planning.counts import RowCounts
+from bet_torchrec.planning.fit import FitSpace
+from bet_torchrec.planning.sizers.bet import (
+    EXPLORING_FAMILIES,
+    FitnessPredictor,
+    FullBatch,
+    Sampler,
+    SingleSamples,
+)
+
+ROWS, WIDTHS = (60, 90), 12
+RNG = np.random.default_rng(0)
+BY_ID = [RNG.zipf(1.5, n) % 50 for n in ROWS]
+COUNTS = [RowCounts.from_rows(c) for c in BY_ID]
+
+
+@pytest.fixture
+def candidates():
+    space = FitSpace(
+        widths=torch.arange(1, WIDTHS + 1),
+        rows=torch.tensor(ROWS),
+        depth=torch.full((2,), WIDTHS),
+        costs=torch.arange(1, WIDTHS + 1)[None],
+        limit=150 * 4,
+    )
+    return Sampler(space, COUNTS, EXPLORING_FAMILIES)(8, np.random.default_rng(1))
+
+
+def make(**settings):
+    return FitnessPredictor(
+        COUNTS,
+        torch.arange(1, WIDTHS + 1),
+        d_max=WIDTHS,
+        generator=torch.Generator().manual_seed(0),
+        **settings,
+    )
+
+
+def naive(predictor, boundaries, set_shares):
+    """Eq. 7-10 for one candidate, a loop over sets and rows, in double precision."""
+    predictor = predictor.double()
+    codes, sizes = [], []
+    for t, by_id in enumerate(BY_ID):
+        frequency = torch.tensor(np.sort(by_id)[::-1] / by_id.max()).double()[:, None]
+        codes.append(predictor.row_encoders[t](frequency))
+        rank = torch.arange(ROWS[t])
+        sizes.append((rank[:, None] < boundaries[t]).sum(1))
+    codes, sizes = torch.cat(codes), torch.cat(sizes)
+    h = 0.0
+    for d in range(1, WIDTHS + 1):
+        members = codes[sizes == d]
+        mean = members.mean(0) if len(members) else torch.zeros(16, dtype=torch.float64)
+        about = [torch.tensor([d / WIDTHS]).double()]
+        if set_shares:
+            n = len(members)
+            about.append(torch.tensor([n / sum(ROWS), n * d / float(sizes.sum())]).double())
+        h = h + predictor.size_encoder(torch.cat([mean, *about])) / WIDTHS
+    return predictor.decoder(h), h
+
+
+@pytest.mark.parametrize("set_shares", [False, True])
+def test_equals_the_equations(candidates, set_shares):
+    for i in range(len(candidates)):
+        fast, slow = make(set_shares=set_shares), make(set_shares=set_shares)
+        score = fast(candidates[[i]])
+        expected, h = naive(slow, candidates.boundaries[i], set_shares)
+        assert score.item() == pytest.approx(expected.item(), abs=1e-6)
+        assert torch.allclose(fast.embed(candidates[[i]])[0].double(), h, atol=1e-6)
+        score.sum().backward()
+        expected.sum().backward()
+        for p, q in zip(fast.parameters(), slow.parameters(), strict=True):
+            assert torch.allclose(p.grad.double(), q.grad, atol=1e-6), p.shape
+
+
+def test_a_batch_is_its_members(candidates):
+    predictor = make()
+    together = predictor(candidates)
+    alone = torch.cat([predictor(candidates[[i]]) for i in range(len(candidates))])
+    assert torch.allclose(together, alone, atol=1e-6)
+
+
+def test_precision_is_seen():
+    space = FitSpace(
+        widths=torch.arange(1, WIDTHS + 1),
+        rows=torch.tensor(ROWS),
+        depth=torch.full((2,), WIDTHS),
+        costs=torch.arange(1, WIDTHS + 1).repeat(2, 1),
+        limit=150 * 4,
+    )
+    one = Sampler(space, COUNTS, EXPLORING_FAMILIES)
+    a = one.equal(0)
+    b = one.equal(1)
+    assert torch.equal(a.boundaries, b.boundaries)
+    predictor = make(bits=(32.0, 8.0))
+    assert abs(predictor(a).item() - predictor(b).item()) > 1e-6
+
+
+@pytest.mark.parametrize("trainer", [FullBatch(), SingleSamples()])
+def test_training_is_repeatable_and_learns(candidates, trainer):
+    fitness = torch.linspace(0.5, 1.0, len(candidates)).tolist()
+
+    def new(generator):
+        return FitnessPredictor(
+            COUNTS,
+            torch.arange(1, WIDTHS + 1),
+            d_max=WIDTHS,
+            set_shares=trainer.set_shares,
+            final_activation=trainer.final_activation,
+            generator=generator,
+        )
+
+    a, b = (trainer(new, candidates, fitness, 5) for _ in range(2))
+    with torch.no_grad():
+        assert torch.equal(a(candidates), b(candidates))
+        if isinstance(trainer, FullBatch):
+            order = torch.tensor(fitness).argsort()
+            ranked = a(candidates)[order].argsort().argsort().double()
+            assert np.corrcoef(ranked, np.arange(len(order)))[0, 1] > 0.8
+        else:
+            untrained = new(torch.Generator().manual_seed(5))
+            mse = [((p(candidates) - torch.tensor(fitness)) ** 2).mean() for p in (untrained, a)]
+            assert mse[1] < mse[0]

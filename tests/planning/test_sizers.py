@@ -1,0 +1,153 @@
+"""One suite over all sizers: what any of them promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from planning_strategies import WIDTHS, byte_budgets, row_counts, table_lists
+
+from bet_torchrec.errors import InfeasibleBudgetError
+from bet_torchrec.planning.budget import Budget
+from bet_torchrec.planning.counts import RowCounts
+from bet_torchrec.planning.plan import SizePlan
+from bet_torchrec.planning.sizers import BET, SIZERS, EqualSizes, MixedRandom, SizingProblem
+from bet_torchrec.planning.tables import TableSpec
+
+QUICK = {
+    "bet": BET(iterations=3, candidates=4),
+    "es": EqualSizes(),
+    "mr": MixedRandom(),
+}
+TABLES = (TableSpec("user", 300, 64), TableSpec("item", 500, 32))
+BUDGETS = {
+    "sparsity": Budget.sparsity(0.9),
+    "parameters": Budget.parameters(9000),
+    "training": Budget.bytes(60000, purpose="training", dtype="fp32", optimizer="adam"),
+    "inference": Budget.bytes(20000, purpose="inference", dtype="int8"),
+    "precisions": Budget.bytes(
+        16000, purpose="inference", dtype=("fp16", "int8", "int4"), alignment=1
+    ),
+}
+
+
+def quality(plan):
+    """Cheap, deterministic, and best where frequent rows are wide and none is empty."""
+    sizes = [plan.sizes(table.name).astype(float) for table in plan.tables]
+    return float(sum(np.log1p(s).mean() for s in sizes))
+
+
+def make_problem(budget, widths=(4, 8, 16, 32, 64), seed=0, tables=TABLES, counts=None, **more):
+    if counts is None:
+        rng = np.random.default_rng(0)
+        counts = [RowCounts.from_rows(rng.zipf(1.5, t.num_embeddings)) for t in tables]
+    return SizingProblem(
+        tables=tables,
+        counts=counts,
+        budget=budget,
+        widths=widths,
+        seed=seed,
+        evaluate=quality,
+        **more,
+    )
+
+
+def check(plan, problem):
+    assert isinstance(plan, SizePlan)
+    assert plan.cost() <= problem.limit
+    assert plan.budget == problem.budget
+    assert plan.seed == problem.seed
+    for t, (spec, table) in enumerate(zip(problem.tables, plan.tables, strict=True)):
+        sizes = plan.sizes(spec.name)
+        assert sizes.shape == (spec.num_embeddings,)
+        assert set(sizes.tolist()) <= set(problem.table_widths(t))
+        assert {b.precision for b in table.buckets} <= set(problem.budget.dtypes)
+        assert table.counts_fingerprint == problem.counts[t].fingerprint()
+
+
+def smallest_unused_step(plan, problem):
+    """What the cheapest row's step up from the plan would cost, before alignment."""
+    model, steps = problem.memory, []
+    for t, table in enumerate(plan.tables):
+        widths = problem.table_widths(t)
+        for b in table.buckets:
+            at = widths.index(b.width)
+            if at + 1 < len(widths):
+                low, high = model.row_costs(widths[at : at + 2], b.precision)
+                steps.append(int(high - low))
+    return min(steps, default=None)
+
+
+def test_every_sizer_is_tested():
+    assert set(QUICK) == set(SIZERS)
+    for name, sizer in QUICK.items():
+        assert type(sizer) is SIZERS[name]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", SIZERS)
+def test_promises(name, budget, tmp_path):
+    problem = make_problem(BUDGETS[budget], seed=5)
+    plan = QUICK[name](problem)
+    check(plan, problem)
+    assert plan.sizer == name
+    assert plan.used >= 0.995
+    assert QUICK[name](make_problem(BUDGETS[budget], seed=5)) == plan
+    assert SizePlan.load(plan.save(tmp_path / "a.plan")) == plan
+
+
+@pytest.mark.parametrize("name", SIZERS)
+@given(data=st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_laws_on_any_problem(name, data):
+    tables, widths = data.draw(table_lists()), data.draw(WIDTHS)
+    counts = [data.draw(row_counts(table.num_embeddings)) for table in tables]
+    amount = data.draw(st.integers(0, 3 * sum(table.parameters for table in tables)))
+    budget = data.draw(st.one_of(st.just(Budget.parameters(amount)), byte_budgets(amount)))
+    try:
+        problem = make_problem(budget, widths, data.draw(st.integers(0, 9)), tables, counts)
+        plan = QUICK[name](problem)
+    except InfeasibleBudgetError as error:
+        assert error.smallest > budget.limit(tables)
+        return
+    check(plan, problem)
+    step = smallest_unused_step(plan, problem)
+    if problem.memory.table_alignment == 1 and step is not None:
+        assert problem.limit - plan.cost() < step
+    if step is not None:
+        slack = 2 * problem.memory.table_alignment
+        assert problem.limit - plan.cost() < step + slack
+
+
+@pytest.mark.parametrize("name", SIZERS)
+def test_more_than_enough_gives_full_tables(name):
+    plan = QUICK[name](make_problem(Budget.parameters(10**9)))
+    assert [t.widths for t in plan.tables] == [(64,), (32,)]
+
+
+@pytest.mark.parametrize("name", SIZERS)
+def test_the_smallest_budget_gives_the_smallest_plan(name):
+    plan = QUICK[name](make_problem(Budget.parameters(4 * 800)))
+    assert [t.widths for t in plan.tables] == [(4,), (4,)]
+    with pytest.raises(InfeasibleBudgetError, match="3200 parameters"):
+        make_problem(Budget.parameters(4 * 800 - 1))
+
+
+@pytest.mark.parametrize("name", SIZERS)
+def test_rows_may_be_dropped_where_width_0_is_allowed(name):
+    problem = make_problem(Budget.parameters(500), (0, 4, 8))
+    plan = QUICK[name](problem)
+    check(plan, problem)
+    assert plan.cost() == 500
+    assert any(0 in t.widths for t in plan.tables)
+
+
+@pytest.mark.parametrize("name", SIZERS)
+def test_tables_of_one_row(name):
+    tables = (TableSpec("a", 1, 8), TableSpec("b", 1, 8))
+    counts = [RowCounts.from_rows([0]), RowCounts.from_rows([7])]
+    problem = make_problem(Budget.parameters(11), tuple(range(1, 9)), 0, tables, counts)
+    plan = QUICK[name](problem)
+    check(plan, problem)
+    assert plan.cost() == 11
