@@ -185,9 +185,8 @@ class Budget:
 class MemoryModel:
     """What rows, buckets and id maps cost, in whole bytes or parameters.
 
-    FBGEMM stores int4 rows of an odd width, and int2 rows of a width that 4 does not divide,
-    only after padding; a cost here rounds such a row's bits up to whole bytes.
-    ``width_multiple`` tells a caller who wants none of it which widths to allow.
+    FBGEMM quantises rows of whole 2-byte words only, so an integer row of another width costs
+    what the next wider one does that ``width_multiple`` divides; a fit then takes that one.
     """
 
     unit: Literal["bytes", "parameters"]
@@ -223,11 +222,13 @@ class MemoryModel:
         width = np.asarray(widths, dtype=np.int64)
         if self.unit == "parameters":
             return width.copy()
-        cost = -(-width * BITS[precision] // 8)
         if self.purpose == "training":
+            cost = width * BITS[precision] // 8
             a_weight, a_row = _STATE[str(self.optimizer)]
             cost = cost + a_weight * width + a_row
         else:
+            multiple = self.width_multiple(precision)
+            cost = -(-width // multiple) * multiple * BITS[precision] // 8
             cost = cost + (_SCALE_AND_BIAS if precision.startswith("int") else 0)
             cost = -(-cost // self.alignment) * self.alignment
         return np.where(width > 0, cost, 0)
@@ -243,8 +244,8 @@ class MemoryModel:
 
     @staticmethod
     def width_multiple(precision: str) -> int:
-        """Widths that FBGEMM stores without padding bits are multiples of this."""
-        return {"int4": 2, "int2": 4}.get(precision, 1)
+        """FBGEMM's integer rows have a width that this divides."""
+        return {"int8": 2, "int4": 4, "int2": 8}.get(precision, 1)
 
 
 def _whole(amount: Any, unit: str) -> int:

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .budget import Budget, MemoryModel
+from .budget import BITS, Budget, MemoryModel
 from .feasible import allowed_widths, require_feasible
 from .table_plan import Bucket, TablePlan
 
@@ -25,16 +25,21 @@ def coarsen_tables(
     mapped = [table.order is not None for table in tables]
     used = {table.name: {bucket.precision for bucket in table.buckets} for table in tables}
     require_feasible(tables, mapped, budget, widths, precisions=used)
-    drafts = [_TableDraft(table, allowed_widths(table, widths), budget) for table in tables]
-    rest = budget.limit(tables) - sum(
-        draft.cost() + (draft.model.id_map_cost(table.rows) if is_mapped else 0)
-        for draft, table, is_mapped in zip(drafts, tables, mapped, strict=True)
+    limit = budget.limit(tables) - sum(
+        MemoryModel.for_budget(budget).id_map_cost(table.rows)
+        for table in tables
+        if table.order is not None
     )
-    rest = _take_back(drafts, rest)
+    drafts = [_TableDraft(table, allowed_widths(table, widths), budget) for table in tables]
+    if sum(draft.smallest() for draft in drafts) > limit:
+        # a table of several precisions whose narrow rows are the dear ones
+        for draft in drafts:
+            draft.use_cheapest_precision()
+    rest, emptied = _take_back(drafts, limit - sum(draft.cost() for draft in drafts))
     moves = [(*move, draft) for draft in drafts for move in draft.moves()]
     for _, k, rows, draft in sorted(moves, key=lambda move: -move[0]):
         rest -= draft.raise_(k, rows, rest)
-    if any(draft.capped for draft in drafts):
+    if emptied or any(draft.capped for draft in drafts):
         rest = _top_up(drafts, rest)
     return tuple(draft.plan() for draft in drafts)
 
@@ -48,12 +53,33 @@ class _TableDraft:
         self.precision = [
             min(table.buckets, key=lambda b: (abs(b.width - w), -b.width)).precision for w in widths
         ]
-        pairs = list(zip(self.widths, self.precision, strict=True))
-        self.row_cost = [self.model.row_cost(width, precision) for width, precision in pairs]
+        self._price_rows()
         self.rows = [0] * len(self.widths)
         for bucket in table.buckets:
             self.rows[self._below(bucket.width)] += bucket.rows
         self.capped = table.buckets[0].width > self.widths[-1]
+
+    def _price_rows(self) -> None:
+        pairs = zip(self.widths, self.precision, strict=True)
+        self.row_cost = [self.model.row_cost(width, precision) for width, precision in pairs]
+
+    def use_cheapest_precision(self) -> None:
+        """One precision throughout: that of the table's in which its smallest plan costs least."""
+        used = {bucket.precision for bucket in self.table.buckets}
+        cheapest = min(used, key=lambda p: (self._all_at_smallest(p), BITS[p], p))
+        self.precision = [cheapest] * len(self.widths)
+        self._price_rows()
+
+    def _all_at_smallest(self, precision: str) -> int:
+        return self.model.bucket_cost(self.widths[0], self.table.rows, precision)
+
+    def smallest(self) -> int:
+        """What it costs with every row at the smallest width."""
+        return self._all_at_smallest(self.precision[0])
+
+    def lower_all(self) -> None:
+        """Every row to the smallest width."""
+        self.rows = [self.table.rows] + [0] * (len(self.widths) - 1)
 
     def _below(self, width: int) -> int:
         return max(bisect_right(self.widths, width) - 1, 0)
@@ -127,9 +153,15 @@ class _TableDraft:
         return replace(self.table, buckets=tuple(reversed(buckets)))
 
 
-def _take_back(drafts: Sequence[_TableDraft], rest: int) -> int:
-    """Lower rows, the narrowest first, until the plan fits; what is left then."""
+def _take_back(drafts: Sequence[_TableDraft], rest: int) -> tuple[int, bool]:
+    """Lower rows, the narrowest first, until the plan fits.
+
+    Returns:
+        What is left then; and whether it had to start again from the smallest plan, which happens
+        where only fewer buckets, hence less padding, make it fit.
+    """
     widest = max(len(draft.widths) for draft in drafts)
+    limit = rest + sum(draft.cost() for draft in drafts)
     while rest < 0:
         before = [list(draft.rows) for draft in drafts]
         for k in range(1, widest):
@@ -137,8 +169,10 @@ def _take_back(drafts: Sequence[_TableDraft], rest: int) -> int:
                 if rest < 0 and k < len(draft.widths):
                     rest += draft.lower(k, -rest)
         if before == [draft.rows for draft in drafts]:
-            break  # cannot be: the smallest plan fits
-    return rest
+            for draft in drafts:
+                draft.lower_all()
+            return limit - sum(draft.cost() for draft in drafts), True
+    return rest, False
 
 
 def _top_up(drafts: Sequence[_TableDraft], rest: int) -> int:

@@ -80,23 +80,28 @@ def fit(space: FitSpace, profile: Profile, *, shares: Tensor, precision: Tensor)
     least = space.rows * steps.row_cost[..., 0]
     most = (step_cost.sum(-1) * space.rows.repeat(m)).view(m, tables)
     target = _waterfill(shares, least.double(), most.double(), total=float(space.limit)).flatten()
-    single = step_cost.to(torch.float32)
+    # few problems differ in what steps cost, so the cost of all is one small product
+    kind = (precision * tables + torch.arange(tables)).flatten()
+    each = space.steps(torch.arange(len(space.costs))[:, None].expand(-1, tables))
+    each_cost = (each.step_cost * each.allowed).flatten(0, 1).to(torch.float32)
+    distinct, mine = each_cost.unique(dim=0, return_inverse=True)
+    mine = mine[kind]
     rows = space.rows.to(torch.float32).repeat(m)
 
     def cost(log_scale: Tensor, which: Tensor) -> Tensor:
         counts = profile.rows_at_least(log_scale, which)
         counts[:, 0] = rows[which]
-        return (counts * single[which]).sum(-1)
+        return (counts @ distinct.T).gather(-1, mine[which, None]).squeeze(-1)
 
     # single precision finds the scale; the numbers of rows at it are then exact
     low, high = profile.log_span()
+    mean_width = target / rows * space.widths[-1] / space.costs[precision.flatten(), -1]
     scale = solve_increasing(
         cost,
         low.float(),
         high.float(),
         target.float(),
-        start=(target / rows / space.costs[precision.flatten(), -1] * space.widths[-1]).log().float()
-        - profile.log_mean().float(),
+        start=(mean_width.log() - profile.log_mean()).float(),
         ends=(least.flatten().float(), most.flatten().float()),
         tolerance=(RELATIVE_TOLERANCE * target).float(),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,7 +131,7 @@ class BudgetPlanner:
             ),
             lambda problem: self._checked(self._sizer(problem)(problem), problem),
             pg,
-            method=repr(self.sizer or BET()),
+            method=_method(BET() if self.sizer is None else self.sizer),
         )
 
     def problem(
@@ -183,6 +183,14 @@ class BudgetPlanner:
                 f"got a plan of {planned} for {plan.budget}"
             )
         return plan
+
+
+def _method(sizer: Sizer) -> str:
+    """A sizer in words that are the same in every process: no addresses."""
+    if is_dataclass(sizer):
+        return repr(sizer)
+    kind = sizer if hasattr(sizer, "__qualname__") else type(sizer)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _checked_widths(widths: Any) -> tuple[int, ...] | Literal["any"]:

@@ -35,6 +35,10 @@ class Steps:
         return self.cost(boundaries) - (boundaries * self.step_cost).sum((-1, -2))
 
     @cached_property
+    def _has_free(self) -> bool:
+        return bool(((self.step_cost == 0) & self.allowed)[..., 1:].any())
+
+    @cached_property
     def _free(self) -> tuple[Tensor, Tensor]:
         """For each width, the first width that costs as much, and the first that costs more."""
         places = torch.arange(self.row_cost.shape[-1]).expand_as(self.row_cost)
@@ -45,10 +49,16 @@ class Steps:
 
     def take_free(self, boundaries: Tensor) -> Tensor:
         """Rows at the widest of the widths that cost the same (rows are aligned to bytes)."""
+        if not self._has_free:
+            return boundaries.clone()
         return boundaries.gather(-1, self._free[0])
 
     def removable(self, boundaries: Tensor) -> Tensor:
         """Rows that each paid step could be taken from without a row falling two steps."""
+        if not self._has_free:
+            rows = bucket_rows(boundaries)
+            rows[..., 0] = 0
+            return rows
         next_ = torch.nn.functional.pad(boundaries, (0, 1)).gather(-1, self._free[1])
         rows = torch.where(self.step_cost > 0, boundaries - next_, 0)
         rows[..., 0] = 0
@@ -128,7 +138,7 @@ def _hand_out(boundaries: Tensor, steps: Steps, limit: int | Tensor) -> Tensor:
         room = torch.zeros_like(some)
         room[..., 1:] = some[..., :-1] - some[..., 1:]
         fits = chosen.allowed & (step <= rest[which, None, None]) & (room > 0)
-        going = fits.flatten(1).any(-1)
+        going = fits.flatten(1).to(torch.uint8).amax(-1).bool()  # much faster than any()
         if not bool(going.any()):
             return boundaries
         which, some, step = which[going], some[going], step[going]
@@ -146,38 +156,40 @@ def _hand_out(boundaries: Tensor, steps: Steps, limit: int | Tensor) -> Tensor:
 
 
 def _hand_out_aligned(boundaries: Tensor, steps: Steps, limit: int) -> None:
-    """The same for one candidate (F, W) where a bucket's cost is rounded up."""
-    row_cost, allowed = steps.row_cost[0], steps.allowed[0]
-    aligned = steps._aligned
-    while True:
-        rows = bucket_rows(boundaries)
-        now = aligned(rows * row_cost)
-        rest = limit - int(now.sum())
-        room = torch.zeros_like(boundaries)
-        room[:, 1:] = boundaries[:, :-1] - boundaries[:, 1:]
-        below, below_cost = rows.roll(1, -1), row_cost.roll(1, -1)
+    """The same for one candidate (F, W) where a bucket's cost is rounded up.
 
-        def price(n: Tensor) -> Tensor:
-            """Of raising each boundary by n rows, alignment and all."""
-            raised = aligned((rows + n) * row_cost) - now
-            lowered = aligned((below - n) * below_cost) - now.roll(1, -1)
-            return raised + lowered
+    Plain integers: what a step costs depends on the two buckets' present sizes.
+    """
+    align = steps.table_alignment
+    cost, allowed = steps.row_cost[0].tolist(), steps.allowed[0].tolist()
+    reach = boundaries.tolist()
+    rows = bucket_rows(boundaries).tolist()
+    rest = limit - int(steps.cost(boundaries[None]))
 
-        possible = allowed & (room > 0)
-        step = (row_cost - below_cost).clamp(min=1)
-        # the price is within two alignments of n * step, so the largest n that fits is near here
-        best = torch.zeros_like(room)
-        middle = torch.minimum(torch.div(rest, step, rounding_mode="floor"), room).clamp(min=0)
-        reach = 2 * steps.table_alignment // step + 1
-        for fraction in torch.linspace(-1.0, 1.0, 9):
-            n = (middle + (reach * fraction).long()).clamp(min=0).minimum(room)
-            best = torch.where((price(n) <= rest) & (n > best), n, best)
-        one = torch.ones_like(room)
-        best = torch.where((best == 0) & (price(one) <= rest), one, best)
-        best = torch.where(possible, best, 0)
-        if not bool(best.any()):
-            return
-        widest = int(best.any(0).nonzero().max())  # the most frequent rows come first
-        table = int(best[:, widest].nonzero()[0])
-        boundaries[table, widest] += best[table, widest]
-        boundaries.copy_(steps.take_free(boundaries[None])[0])
+    def price(t: int, k: int, n: int) -> int:
+        """Of raising boundary k of table t by n rows, alignment and all."""
+        here, below, a, b = rows[t][k], rows[t][k - 1], cost[t][k], cost[t][k - 1]
+        raised = -(-(here + n) * a // align) + -here * a // align
+        lowered = -(-(below - n) * b // align) + -below * b // align
+        return (raised + lowered) * align
+
+    changed = True
+    while changed:
+        changed = False
+        for k in reversed(range(1, len(cost[0]))):  # the most frequent rows come first
+            for t in range(len(cost)):
+                room = reach[t][k - 1] - reach[t][k]
+                if not room or not allowed[t][k]:
+                    continue
+                # the price is within two alignments of n steps
+                step = cost[t][k] - cost[t][k - 1]
+                tries = [(rest + i * align) // step for i in (2, 1, 0, -1, -2)] if step else [room]
+                for n in (*(min(n, room) for n in tries), 1):
+                    if n > 0 and price(t, k, n) <= rest:
+                        rest -= price(t, k, n)
+                        reach[t][k] += n
+                        rows[t][k] += n
+                        rows[t][k - 1] -= n
+                        changed = True
+                        break
+    boundaries.copy_(torch.tensor(reach))

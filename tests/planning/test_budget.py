@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,11 +28,11 @@ def training(optimizer, dtype="fp32"):
 @pytest.mark.parametrize(
     ("width", "precision", "packed", "aligned"),
     [
-        (43, "int4", 26, 32),  # ceil(21.5) + 4
+        (43, "int4", 26, 32),  # stored 44 wide: 22 + 4
         (12, "int8", 16, 16),
-        (13, "int8", 17, 32),
+        (13, "int8", 18, 32),  # stored 14 wide
         (124, "int8", 128, 128),
-        (5, "int2", 6, 16),  # ceil(1.25) + 4
+        (5, "int2", 6, 16),  # stored 8 wide: 2 + 4
         (3, "fp32", 12, 16),  # no scale and bias
         (9, "fp16", 18, 32),
         (0, "int8", 0, 0),  # stored nowhere
@@ -86,11 +88,20 @@ def test_costs_rise_with_width_and_are_aligned(precision, alignment, width):
     assert here % alignment == 0
 
 
-@pytest.mark.parametrize(
-    ("precision", "multiple"), [("fp32", 1), ("int8", 1), ("int4", 2), ("int2", 4)]
-)
-def test_widths_that_waste_no_bits(precision, multiple):
-    assert MemoryModel.width_multiple(precision) == multiple
+@pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("int4", 4), ("int2", 2)])
+def test_integer_rows_are_fbgemms_own(precision, bits):
+    """Its quantiser refuses other widths, and its rows are as long as ours cost."""
+    pytest.importorskip("fbgemm_gpu")
+    quantise = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf
+    model = MemoryModel.for_budget(inference(1))
+    for width in range(1, 49):
+        if width % model.width_multiple(precision):
+            with pytest.raises(RuntimeError, match="multiple of 2 Bytes"):
+                quantise(torch.zeros(1, width), bits)
+        else:
+            assert quantise(torch.zeros(1, width), bits).shape[1] == model.row_cost(
+                width, precision
+            )
 
 
 @pytest.mark.parametrize(
@@ -147,9 +158,9 @@ def test_amounts_of_bytes_and_parameters_are_the_limit():
         (lambda: training("sgd", ("fp32", "fp16")), "a single one"),
         (lambda: training(None), f"one of {OPTIMIZERS[0]}"),
         (lambda: training("adamw"), "got 'adamw'"),
-        (lambda: Budget.bytes(9, purpose="inference", dtype="int8", optimizer="sgd"), "no optimizer"),
+        (lambda: replace(inference(), optimizer="sgd"), "no optimizer"),
         (lambda: inference(3), "power of 2"),
-        (lambda: Budget(amount=3, unit="parameters", purpose="inference"), "Budget.bytes for those"),
+        (lambda: replace(Budget.parameters(3), purpose="inference"), "Budget.bytes for those"),
         (lambda: Budget(amount=3, unit="megabytes"), "unit should be"),
     ],
 )  # fmt: skip

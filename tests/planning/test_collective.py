@@ -11,10 +11,12 @@ import torch.multiprocessing as mp
 
 from bet_torchrec.errors import InvalidInputError
 from bet_torchrec.planning import BET, Budget, BudgetPlanner, EqualSizes, TableSpec
+from bet_torchrec.planning.sizers.bet import FullBatch
 
 TABLES = [TableSpec("user", 40, 16), TableSpec("item", 30, 16)]
 COUNTS = {"user": np.arange(40) ** 2, "item": np.arange(30)[::-1].copy()}
 BUDGET = Budget.parameters(500)
+QUICK_BET = BET(iterations=6, candidates=5, trainer=FullBatch(steps=2))
 
 
 class Bench:
@@ -38,7 +40,7 @@ class Bench:
 
 def scenes(rank, folder):
     """name -> what this rank gets: a plan's fingerprint or an error."""
-    bet = BudgetPlanner(budget=BUDGET, sizer=BET(iterations=6, candidates=5), seed=1)
+    bet = BudgetPlanner(budget=BUDGET, sizer=QUICK_BET, seed=1)
     es = BudgetPlanner(budget=BUDGET, sizer=EqualSizes())
     seen = []
 
@@ -141,7 +143,7 @@ def test_every_rank_gets_the_same_plan(results, scene):
 
 
 def test_it_is_the_plan_of_one_process_with_the_mean_evaluation(results):
-    planner = BudgetPlanner(budget=BUDGET, sizer=BET(iterations=6, candidates=5), seed=1)
+    planner = BudgetPlanner(budget=BUDGET, sizer=QUICK_BET, seed=1)
     alone = planner.plan(
         TABLES, COUNTS, lambda plan: float(plan.sizes("user")[-1]) * 1.5, progress=False
     )

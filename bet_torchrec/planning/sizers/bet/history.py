@@ -103,24 +103,24 @@ class History:
         whole = text[: text.rfind("\n") + 1]  # a line cut short by a crash is not a line
         try:
             header, *lines = [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
+            kept = {k: header[k] for k in header}
+            probes = [Probe(**line) for line in lines if line.pop("kind") == "probe"]
+            retrained = {x["iteration"]: x["quality"] for x in lines if "quality" in x}
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise HistoryError(
-                f"{path} is no search history ({error}). Move it away to start afresh."
+                f"{path} is no search history ({type(error).__name__}: {error}). Move it away to "
+                "start afresh."
             ) from None
-        different = sorted(k for k in {*header, *self.header} if header.get(k) != self.header.get(k))
+        different = sorted(k for k in {*kept, *self.header} if kept.get(k) != self.header.get(k))
         if different:
-            said = ", ".join(f"{k}: {header.get(k)!r} there, {self.header.get(k)!r} now"
-                             for k in different)
+            said = ", ".join(
+                f"{k}: {kept.get(k)!r} there, {self.header.get(k)!r} now" for k in different
+            )
             raise HistoryError(
                 f"{path} is of another search ({said}). Resume with the same settings, or use "
                 "another run folder."
             )
-        for line in lines:
-            kind = line.pop("kind")
-            if kind == "probe":
-                self.probes.append(Probe(**line))
-            else:
-                self.retrained[line["iteration"]] = line["quality"]
+        self.probes, self.retrained = probes, retrained
         if len(whole) != len(text):
             with open(path, "r+", encoding="utf-8") as file:
                 file.truncate(len(whole.encode()))

@@ -21,12 +21,12 @@ from .sampler import Candidates
 
 CODE = 16  # of a row
 HIDDEN = 64  # of a set, and of a candidate
+CHUNK = 400  # candidates at a time, so that their sets stay in the cache
 
 
-def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.LeakyReLU(), nn.Linear(hidden, outputs), nn.LeakyReLU()
-    )
+def _mlp(inputs: int, hidden: int, outputs: int, *, final_activation: bool = True) -> nn.Sequential:
+    layers = [nn.Linear(inputs, hidden), nn.LeakyReLU(), nn.Linear(hidden, outputs)]
+    return nn.Sequential(*layers, *[nn.LeakyReLU()] * final_activation)
 
 
 class FitnessPredictor(nn.Module):
@@ -41,6 +41,9 @@ class FitnessPredictor(nn.Module):
         final_activation: the paper's LeakyReLU on the output too.
         generator: initial weights.
     """
+
+    _size: Tensor  # (W,) widths as shares of d_max
+    _bits: Tensor  # (P,) as shares of 32
 
     def __init__(
         self,
@@ -57,9 +60,7 @@ class FitnessPredictor(nn.Module):
         self.row_encoders = nn.ModuleList(_mlp(1, CODE, CODE) for _ in counts)
         extra = 2 * set_shares + (len(bits) > 1)
         self.size_encoder = _mlp(CODE + 1 + extra, HIDDEN, HIDDEN)
-        self.decoder = _mlp(HIDDEN, HIDDEN, 1)
-        if not final_activation:
-            self.decoder = self.decoder[:-1]
+        self.decoder = _mlp(HIDDEN, HIDDEN, 1, final_activation=final_activation)
         self._set_shares, self._precisions = set_shares, len(bits)
         self._index = [_RankIndex(c) for c in counts]
         self.register_buffer("_size", widths.to(torch.float32) / d_max)
@@ -73,6 +74,9 @@ class FitnessPredictor(nn.Module):
 
     def forward(self, candidates: Candidates | CandidateSets) -> Tensor:
         """(m,) predicted fitness, Eq. 10."""
+        if isinstance(candidates, Candidates) and len(candidates) > CHUNK:
+            parts = torch.arange(len(candidates)).split(CHUNK)
+            return torch.cat([self(candidates[part]) for part in parts])
         return self.decoder(self.embed(candidates)).squeeze(-1)
 
     def embed(self, candidates: Candidates | CandidateSets) -> Tensor:
@@ -95,14 +99,15 @@ class FitnessPredictor(nn.Module):
         empty = self.size_encoder(
             torch.cat([nothing, *self._about(every, means.new_zeros(len(every), 2))], -1)
         )
-        difference = coded - empty[sets.within]
-        h = empty.sum(0).expand(sets.candidates, -1).index_add(0, sets.owner, difference)
+        present = means.new_zeros(sets.candidates, len(every))
+        present[sets.owner, sets.within] = 1.0
+        h = ((1 - present) @ empty).index_add(0, sets.owner, coded)
         return h / len(every)
 
     def describe(self, candidates: Candidates) -> CandidateSets:
         """What of the candidates does not depend on the weights; worth keeping when training."""
         boundaries = candidates.boundaries
-        m, tables, widths = boundaries.shape
+        m, _tables, widths = boundaries.shape
         rows = bucket_rows(boundaries)
         candidate, table, width = (rows > 0).nonzero(as_tuple=True)
         key = (candidate * widths + width) * self._precisions

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...counts import RowCounts
-from ...fit import FitSpace, fit
+from ...fit import FitSpace, Profile, fit
 from .families import PAPER_FAMILIES, Family
 
 
@@ -112,7 +112,7 @@ class Sampler:
         rng: np.random.Generator | None = None,
     ) -> Candidates:
         """The candidates that these parameters, all (m, F), describe. rng: for iid draws only."""
-        profile = _Quantiles(self, family.flatten(), beta.flatten())
+        profile: Profile = _Quantiles(self, family.flatten(), beta.flatten())
         if self.draws == "iid":
             if rng is None:
                 raise ValueError('draws="iid" needs a random generator; pass rng.')
@@ -166,14 +166,15 @@ class _Quantiles:
 
     def rows_at_least(self, log_scale: Tensor, which: Tensor) -> Tensor:
         dtype = log_scale.dtype
-        log_x = self._log_widths.to(dtype) - log_scale[:, None]
-        kinds, beta = self._kind[which], self._beta.to(dtype)[which, None]
-        result = torch.empty_like(log_x)
+        log_widths, kinds = self._log_widths.to(dtype), self._kind[which]
+        result = log_scale.new_empty(len(which), len(log_widths))
         for kind, family, counts in self._groups:
             n = (kinds == kind).nonzero().flatten()
             if len(n):
-                result[n] = family.survival(log_x[n], beta[n], counts)
-        return result.mul_(self._rows.to(dtype)[which, None])
+                log_x = log_widths - log_scale[n, None]
+                beta, rows = (v[which[n], None].to(dtype) for v in (self._beta, self._rows))
+                result[n] = family.survival(log_x, beta, counts).mul_(rows)
+        return result
 
 
 class _Draws:
@@ -200,11 +201,14 @@ class _Draws:
 
     def rows_at_least(self, log_scale: Tensor, which: Tensor) -> Tensor:
         log_x = self._log_widths - log_scale[:, None].double()
-        below = [torch.searchsorted(self._sorted[int(p)], x) for p, x in zip(which, log_x)]
-        rows = torch.tensor([len(self._sorted[int(p)]) for p in which])
+        mine = [self._sorted[int(p)] for p in which]
+        below = [torch.searchsorted(s, x) for s, x in zip(mine, log_x, strict=True)]
+        rows = torch.tensor([len(s) for s in mine])
         return (rows[:, None] - torch.stack(below)).to(log_scale.dtype)
 
 
 def concatenate(parts: Sequence[Candidates]) -> Candidates:
     """One batch of candidates from several."""
-    return Candidates(**{name: torch.cat([vars(p)[name] for p in parts]) for name in vars(parts[0])})
+    return Candidates(
+        **{name: torch.cat([vars(p)[name] for p in parts]) for name in vars(parts[0])}
+    )

@@ -71,9 +71,12 @@ class BET:
     @classmethod
     def paper(cls, **changes: object) -> BET:
         """The published settings: four families, single-sample updates, no anchor, no mutants."""
-        settings: dict[str, object] = dict(
-            families=PAPER_FAMILIES, trainer=SingleSamples(), mutants=0.0, anchored=False
-        )
+        settings: dict[str, object] = {
+            "families": PAPER_FAMILIES,
+            "trainer": SingleSamples(),
+            "mutants": 0.0,
+            "anchored": False,
+        }
         return cls(**{**settings, **changes})  # type: ignore[arg-type]
 
     def __call__(self, problem: SizingProblem) -> SizePlan:
@@ -142,9 +145,7 @@ class Search:
         self.history.add(probe)
         return probe
 
-    def _choose(
-        self, t: int, rng: np.random.Generator
-    ) -> tuple[Candidates, str, float | None]:
+    def _choose(self, t: int, rng: np.random.Generator) -> tuple[Candidates, str, float | None]:
         if self.settings.anchored and t < len(self._precisions):
             return self.sampler.equal(t), "anchor", None
         candidates = self._draw(rng)

@@ -43,7 +43,7 @@ class FullBatch:
         """Predictions are in standard deviations of the history's fitness; only order matters."""
         predictor = new(torch.Generator().manual_seed(seed))
         target = torch.tensor(fitness, dtype=torch.float32)
-        target = (target - target.mean()) / target.std().clamp(min=1e-6)
+        target = (target - target.mean()) / target.std(correction=0).clamp(min=1e-6)
         sets = predictor.describe(candidates)
         optimizer = torch.optim.AdamW(
             predictor.parameters(), lr=self.lr, weight_decay=self.weight_decay
