@@ -173,13 +173,14 @@ def _hand_out_aligned(boundaries: Tensor, steps: Steps, limit: int) -> None:
         lowered = -(-(below - n) * b // align) + -below * b // align
         return (raised + lowered) * align
 
-    changed = True
-    while changed:
+    def sweep(*, open_buckets: bool) -> bool:
+        """Raise every boundary as far as it goes; whether any went."""
+        nonlocal rest
         changed = False
         for k in reversed(range(1, len(cost[0]))):  # the most frequent rows come first
             for t in range(len(cost)):
                 room = reach[t][k - 1] - reach[t][k]
-                if not room or not allowed[t][k]:
+                if not room or not allowed[t][k] or not (rows[t][k] or open_buckets):
                     continue
                 # the price is within two alignments of n steps
                 step = cost[t][k] - cost[t][k - 1]
@@ -192,4 +193,9 @@ def _hand_out_aligned(boundaries: Tensor, steps: Steps, limit: int) -> None:
                         rows[t][k - 1] -= n
                         changed = True
                         break
+        return changed
+
+    # a new bucket is a new table: only where those that are there can take no more
+    while sweep(open_buckets=False) or sweep(open_buckets=True):
+        pass
     boundaries.copy_(torch.tensor(reach))
