@@ -1,0 +1,225 @@
+"""Downloads from a server on this machine: whole, resumed, broken, wrong, and in a zip."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from file_server import Site, serve
+
+from bet_torchrec.data import DataError, DataNotFoundError, DownloadError
+from bet_torchrec.data.download import check_sum, download, fetch, unpack
+from bet_torchrec.data.sources import SOURCES, Member, Source
+
+CONTENT = bytes(range(256)) * 1000
+MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with serve({"/a.bin": CONTENT}) as running:
+        yield running
+
+
+def get(site: Site, folder: Path, **options: object) -> Path:
+    return download(f"{site.url}/a.bin", folder / "a.bin", progress=False, **options)  # type: ignore[arg-type]
+
+
+def test_a_file_comes_whole_and_leaves_nothing_else(site: Site, tmp_path: Path):
+    assert get(site, tmp_path, checksum=MD5, size=len(CONTENT)).read_bytes() == CONTENT
+    assert os.listdir(tmp_path) == ["a.bin"]
+    assert site.asked == [("/a.bin", None)]
+
+
+def test_a_broken_connection_is_continued(site: Site, tmp_path: Path):
+    site.cut = [1000, 5000]
+    assert get(site, tmp_path, checksum=MD5).read_bytes() == CONTENT
+    assert [asked for _, asked in site.asked] == [None, "bytes=1000-", "bytes=6000-"]
+
+
+def test_a_later_call_continues_an_earlier_one(site: Site, tmp_path: Path):
+    site.cut = [1000, 0, 0, 0]
+    with pytest.raises(DownloadError, match="1,000 bytes are kept, the same call continues"):
+        get(site, tmp_path, attempts=3)
+    assert not (tmp_path / "a.bin").exists()
+    site.cut.clear()
+    assert get(site, tmp_path, checksum=MD5).read_bytes() == CONTENT
+    assert site.asked[-1] == ("/a.bin", "bytes=1000-")
+
+
+def test_a_server_without_ranges_sends_all_again(site: Site, tmp_path: Path):
+    site.ranges = False
+    (tmp_path / "a.bin.part").write_bytes(b"x" * 300_000)  # also longer than the file
+    assert get(site, tmp_path, checksum=MD5).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("part", [b"other content", b"x" * len(CONTENT), b"y" * 999_999])
+def test_a_part_of_another_version_is_given_up(site: Site, tmp_path: Path, part: bytes):
+    (tmp_path / "a.bin.part").write_bytes(part)
+    assert get(site, tmp_path, checksum=MD5).read_bytes() == CONTENT
+    assert site.asked[-1] == ("/a.bin", None)
+
+
+def test_a_part_that_was_whole_is_only_checked(site: Site, tmp_path: Path):
+    (tmp_path / "a.bin.part").write_bytes(CONTENT)
+    assert get(site, tmp_path, checksum=MD5).read_bytes() == CONTENT
+    assert len(site.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "expected", [{"checksum": "md5:" + "0" * 32}, {"size": 7}, {"checksum": "git:" + "0" * 40}]
+)
+def test_wrong_content_is_deleted_and_told(site: Site, tmp_path: Path, expected):
+    with pytest.raises(DownloadError, match="is not the expected file.*should"):
+        get(site, tmp_path, **expected)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_empty_answer_is_no_file(site: Site, tmp_path: Path):
+    site.files["/a.bin"] = b""
+    with pytest.raises(DownloadError, match="it is empty"):
+        get(site, tmp_path)
+
+
+def test_no_such_file_is_told_at_once(site: Site, tmp_path: Path):
+    with pytest.raises(DownloadError, match=r"/b.bin: the server answered 404"):
+        download(f"{site.url}/b.bin", tmp_path / "b.bin", progress=False)
+    assert len(site.asked) == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_busy_server_is_asked_again(site: Site, tmp_path: Path):
+    site.status = [503, 429]
+    assert get(site, tmp_path).read_bytes() == CONTENT
+    site.status = [500] * 9
+    with pytest.raises(DownloadError, match="answered 500"):
+        get(site, tmp_path)
+    assert len(site.status) == 5
+
+
+def test_nobody_there(site: Site, tmp_path: Path):
+    with serve({}) as gone:
+        url = gone.url
+    with pytest.raises(DataNotFoundError, match="no connection"):
+        download(f"{url}/a", tmp_path / "a", progress=False)
+
+
+def test_a_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import socket
+
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/a"
+        with pytest.raises(DownloadError, match="timed out"):
+            download(url, tmp_path / "a", timeout=0.2, attempts=1, progress=False)
+
+
+def test_only_http(tmp_path: Path):
+    with pytest.raises(DataError, match="should be http or https"):
+        download("file:///etc/hostname", tmp_path / "a")
+
+
+def test_git_blob_checksum(tmp_path: Path):
+    path = tmp_path / "hello"
+    path.write_bytes(b"hello\n")
+    # git hash-object of "hello\n"
+    assert check_sum(path, "git:ce013625030ba8dba906f756967f9e9ca394464a") is None
+    assert "git should be" in str(check_sum(path, "git:" + "0" * 40))
+    with pytest.raises(DataError, match="checksum should start with"):
+        check_sum(path, "crc:0")
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def test_fetch_unpacks_members_and_leaves_the_rest(site: Site, tmp_path: Path):
+    site.files["/ml.zip"] = zipped({"ml/ratings.dat": b"1::1", "../evil": b"x", "ml/README": b"r"})
+    member = Member(path="ml/ratings.dat", name="ratings.dat")
+    source = Source(urls=(f"{site.url}/ml.zip",), name="ml.zip", members=(member,))
+    for _ in range(2):  # the second finds it there
+        folder = fetch("ml", tmp_path / "new" / "ml", sources=[source], progress=False)
+    assert (folder / "ratings.dat").read_bytes() == b"1::1"
+    assert sorted(os.listdir(folder)) == [".lock", "ratings.dat"]
+    assert not (tmp_path / "new" / "evil").exists()
+    assert len(site.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("member", "says"),
+    [
+        (Member(path="gone", name="g"), "should contain gone"),
+        (Member(path="a", name="a", checksum="git:" + "0" * 40), "git should be"),
+    ],
+)
+def test_an_archive_without_the_right_member(tmp_path: Path, member: Member, says: str):
+    (tmp_path / "a.zip").write_bytes(zipped({"a": b"x"}))
+    with pytest.raises(DownloadError, match=says):
+        unpack(tmp_path / "a.zip", tmp_path, [member])
+    assert os.listdir(tmp_path) == ["a.zip"]
+
+
+@pytest.mark.parametrize("content", [b"<html>", zipped({"a": CONTENT * 4})[:-40]])
+def test_a_damaged_archive(tmp_path: Path, content: bytes):
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(DownloadError, match="no zip archive, or a damaged one"):
+        unpack(tmp_path / "a.zip", tmp_path, [Member(path="a", name="a")])
+
+
+def test_a_members_name_cannot_leave_the_folder(tmp_path: Path):
+    (tmp_path / "a.zip").write_bytes(zipped({"a": b"x"}))
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    unpack(tmp_path / "a.zip", inner, [Member(path="a", name="../up")])
+    assert os.listdir(inner) == ["up"]
+
+
+def test_a_second_url_where_the_first_has_nothing(site: Site, tmp_path: Path):
+    urls = (f"{site.url}/gone", f"{site.url}/a.bin")
+    fetch("a", tmp_path, sources=[Source(urls=urls, name="a.bin", checksum=MD5)], progress=False)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_two_at_once_download_once(site: Site, tmp_path: Path):
+    source = Source(urls=(f"{site.url}/a.bin",), name="a.bin", checksum=MD5)
+
+    def one() -> None:
+        fetch("a", tmp_path, sources=[source], progress=False)
+
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert len(site.asked) == 1
+
+
+def test_a_folder_that_cannot_be_made(site: Site, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DownloadError, match="choose another folder by data_dir"):
+        fetch("gowalla", tmp_path / "file" / "gowalla", sources=[], progress=False)
+
+
+def test_sources_are_public_https_and_checked_where_a_checksum_is_known():
+    for sources in SOURCES.values():
+        for source in sources:
+            assert all(url.startswith("https://") for url in source.urls)
+            for checksum in (source.checksum, *(member.checksum for member in source.members)):
+                if checksum is not None:
+                    kind, digest = checksum.split(":")
+                    assert len(digest) == {"git": 40, "md5": 32}[kind]
+    with pytest.raises(DataNotFoundError, match="should be one of gowalla"):
+        fetch("netflix", "unused")
