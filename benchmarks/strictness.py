@@ -2,11 +2,12 @@
 
     python benchmarks/strictness.py --problems 20000 --candidates 5
 
-Each problem is fitted with several random candidates. A problem: 1 to 30 tables of 1 to 10^7 rows, skewed or flat counts, widths few or many, a budget in
-parameters, training bytes (any optimizer) or inference bytes (any precision and alignment), from
-the smallest possible to beyond all rows at full width. Every plan's cost is recomputed from its
-buckets by the memory model. "Capped" plans have every row at full width; "coarse" ones leave less
-unused than the cheapest step of a single row, which on tiny problems can be over 0.5 %.
+Each problem is fitted with several random candidates. A problem: 1 to 30 tables of 1 to 10^7 rows,
+skewed or flat counts, widths few or many, a budget in parameters, training bytes (any optimizer) or
+inference bytes (any precision and alignment), from below the smallest possible to beyond all rows
+at full width. Every plan's cost is recomputed from its buckets by the memory model. "Capped" plans
+have every row at full width; "coarse" ones leave less unused than the cheapest step of a single
+row, which on tiny problems can be over 0.5 %.
 """
 
 from __future__ import annotations

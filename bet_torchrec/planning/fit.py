@@ -19,7 +19,7 @@ from torch import Tensor
 from .root import solve_increasing
 from .settle import Steps, settle
 
-RELATIVE_TOLERANCE = 2e-4  # of a table's share; the remainder is handed out exactly
+RELATIVE_TOLERANCE = 1e-3  # of a table's share; the remainder is handed out exactly
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,10 +42,13 @@ class FitSpace:
     def steps(self, precision: Tensor) -> Steps:
         """The cost of each step from a width to the next, for precision indices (m, F)."""
         allowed = torch.arange(len(self.widths)) < self.depth[:, None]  # F, W
+        alike = len(self.costs) == 1
+        costs = self.costs[0].expand(*precision.shape, -1) if alike else self.costs[precision]
         return Steps(
-            row_cost=self.costs[precision],
+            row_cost=costs,
             allowed=allowed.expand(*precision.shape, -1),
             table_alignment=self.table_alignment,
+            alike=alike,
         )
 
 
@@ -76,16 +79,15 @@ def fit(space: FitSpace, profile: Profile, *, shares: Tensor, precision: Tensor)
     """
     m, tables = shares.shape
     steps = space.steps(precision)
-    step_cost = (steps.step_cost * steps.allowed).flatten(0, 1)  # P, W
-    least = space.rows * steps.row_cost[..., 0]
-    most = (step_cost.sum(-1) * space.rows.repeat(m)).view(m, tables)
-    target = _waterfill(shares, least.double(), most.double(), total=float(space.limit)).flatten()
     # few problems differ in what steps cost, so the cost of all is one small product
     kind = (precision * tables + torch.arange(tables)).flatten()
     each = space.steps(torch.arange(len(space.costs))[:, None].expand(-1, tables))
-    each_cost = (each.step_cost * each.allowed).flatten(0, 1).to(torch.float32)
-    distinct, mine = each_cost.unique(dim=0, return_inverse=True)
+    each_cost = (each.step_cost * each.allowed).flatten(0, 1)
+    distinct, mine = each_cost.to(torch.float32).unique(dim=0, return_inverse=True)
     mine = mine[kind]
+    least = space.rows * steps.row_cost[..., 0]
+    most = space.rows * each_cost.sum(-1)[kind].view(m, tables)
+    target = _waterfill(shares, least.double(), most.double(), total=float(space.limit)).flatten()
     rows = space.rows.to(torch.float32).repeat(m)
 
     def cost(log_scale: Tensor, which: Tensor) -> Tensor:

@@ -20,10 +20,14 @@ class Steps:
     row_cost: Tensor
     allowed: Tensor
     table_alignment: int = 1
+    alike: bool = False  # all candidates and tables cost the same: nothing is ever copied
 
     @cached_property
     def step_cost(self) -> Tensor:
         """(m, F, W) the cost of a row's step from the width before; entry 0 is the minimum's."""
+        if self.alike:
+            one = self.row_cost[0, 0]
+            return one.diff(prepend=one.new_zeros(1)).expand_as(self.row_cost)
         return self.row_cost.diff(dim=-1, prepend=torch.zeros_like(self.row_cost[..., :1]))
 
     def cost(self, boundaries: Tensor) -> Tensor:
@@ -36,7 +40,10 @@ class Steps:
 
     @cached_property
     def _has_free(self) -> bool:
-        return bool(((self.step_cost == 0) & self.allowed)[..., 1:].any())
+        step, allowed = self.step_cost, self.allowed
+        if self.alike:
+            step, allowed = step[:1], allowed[:1]
+        return bool(((step == 0) & allowed)[..., 1:].any())
 
     @cached_property
     def _free(self) -> tuple[Tensor, Tensor]:
@@ -65,6 +72,14 @@ class Steps:
         return rows
 
     def select(self, which: Tensor) -> Steps:
+        if self.alike and len(which):
+            n = len(which)
+            return Steps(
+                row_cost=self.row_cost[:1].expand(n, -1, -1),
+                allowed=self.allowed[:1].expand(n, -1, -1),
+                table_alignment=self.table_alignment,
+                alike=True,
+            )
         return Steps(
             row_cost=self.row_cost[which],
             allowed=self.allowed[which],
@@ -113,9 +128,11 @@ def _take_back(boundaries: Tensor, steps: Steps, limit: int | Tensor) -> Tensor:
     over = (boundaries * steps.step_cost).sum((-1, -2)) - limit
     while True:
         which = (over > 0).nonzero().flatten()
-        chosen, step = steps.select(which), steps.step_cost[which]
-        removable = chosen.removable(boundaries[which])
-        if not len(which) or not bool(removable.any()):
+        if not len(which):
+            return boundaries
+        chosen = steps.select(which)
+        step, removable = chosen.step_cost, chosen.removable(boundaries[which])
+        if not bool(removable.any()):
             return boundaries
         # ascending: rows that are just above the minimum give first
         gain = (removable * step).transpose(-1, -2).flatten(1)
@@ -141,7 +158,9 @@ def _hand_out(boundaries: Tensor, steps: Steps, limit: int | Tensor) -> Tensor:
         going = fits.flatten(1).to(torch.uint8).amax(-1).bool()  # much faster than any()
         if not bool(going.any()):
             return boundaries
-        which, some, step = which[going], some[going], step[going]
+        which, some = which[going], some[going]
+        chosen = steps.select(which)
+        step = chosen.step_cost
         room = torch.where(fits[going], room[going], 0)
         # descending width, tables side by side, so that the most frequent rows come first
         price = (room * step).flip(-1).transpose(-1, -2).flatten(1)
@@ -151,7 +170,7 @@ def _hand_out(boundaries: Tensor, steps: Steps, limit: int | Tensor) -> Tensor:
         affordable = (rest[which, None] - before).clamp(min=0) // flat_step.clamp(min=1)
         raised = torch.minimum(affordable, flat_room)
         raised = raised.view(len(which), step.shape[-1], step.shape[-2]).transpose(-1, -2).flip(-1)
-        boundaries[which] = steps.select(which).take_free(some + raised)
+        boundaries[which] = chosen.take_free(some + raised)
         rest[which] -= (raised * step).sum((-1, -2))
 
 

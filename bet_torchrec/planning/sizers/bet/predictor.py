@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -74,21 +75,21 @@ class FitnessPredictor(nn.Module):
 
     def forward(self, candidates: Candidates | CandidateSets) -> Tensor:
         """(m,) predicted fitness, Eq. 10."""
-        if isinstance(candidates, Candidates) and len(candidates) > CHUNK:
-            parts = torch.arange(len(candidates)).split(CHUNK)
-            return torch.cat([self(candidates[part]) for part in parts])
         return self.decoder(self.embed(candidates)).squeeze(-1)
 
     def embed(self, candidates: Candidates | CandidateSets) -> Tensor:
-        """(m, 64) the candidates' embeddings h, Eq. 9. The differentiable part."""
-        sets = candidates
-        if isinstance(sets, Candidates):
-            sets = self.describe(sets)
+        """(m, 64) the candidates' embeddings h, Eq. 9."""
+        pairs = zip(self.row_encoders, self._index, strict=True)
+        prefixes = [index.prefix_sums(encoder(index.frequency)) for encoder, index in pairs]
+        if isinstance(candidates, CandidateSets):
+            return self._embed(candidates, prefixes)
+        parts = torch.arange(len(candidates)).split(CHUNK)
+        return torch.cat([self._embed(self.describe(candidates[p]), prefixes) for p in parts])
+
+    def _embed(self, sets: CandidateSets, prefixes: list[_Prefix]) -> Tensor:
         sums = torch.zeros(len(sets.owner), CODE, dtype=torch.float64)
-        for encoder, index, (member_of, last, widest) in zip(
-            self.row_encoders, self._index, sets.members, strict=True
-        ):
-            upto = index.sums_upto(last, encoder(index.frequency))
+        for prefix, (member_of, last, widest) in zip(prefixes, sets.members, strict=True):
+            upto = prefix.upto(last)
             next_wider = torch.nn.functional.pad(upto[1:], (0, 0, 0, 1))
             bucket = upto - next_wider.masked_fill(widest[:, None], 0.0)
             sums = sums.index_add(0, member_of, bucket)
@@ -177,10 +178,18 @@ class _RankIndex:
         group = torch.searchsorted(self._starts, rank, right=True) - 1
         return group, (rank - self._starts[group]).to(torch.float64)
 
-    def sums_upto(self, place: _Place, codes: Tensor) -> Tensor:
-        """(n, 16) float64 sums of the codes (G, 16) of all rows before each place."""
-        group, into = place
+    def prefix_sums(self, codes: Tensor) -> _Prefix:
+        """Of the codes (G, 16) of the distinct counts."""
         codes = torch.nn.functional.pad(codes.to(torch.float64), (0, 0, 0, 1))
-        rows = torch.nn.functional.pad(self._rows, (0, 1))
-        sums = (codes * rows[:, None]).cumsum(0) - codes * rows[:, None]
-        return sums[group] + codes[group] * into[:, None]
+        of_group = codes * torch.nn.functional.pad(self._rows, (0, 1))[:, None]
+        return _Prefix(of_group.cumsum(0) - of_group, codes)
+
+
+class _Prefix(NamedTuple):
+    sums: Tensor  # (G + 1, 16) float64, of all rows before each group
+    codes: Tensor  # (G + 1, 16)
+
+    def upto(self, place: _Place) -> Tensor:
+        """(n, 16) the sum of the codes of all rows before each place."""
+        group, into = place
+        return self.sums[group] + self.codes[group] * into[:, None]
