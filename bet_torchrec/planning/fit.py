@@ -19,7 +19,7 @@ from torch import Tensor
 from .root import solve_increasing
 from .settle import Steps, settle
 
-RELATIVE_TOLERANCE = 1e-3  # of a table's share; the remainder is handed out exactly
+RELATIVE_TOLERANCE = 5e-4  # of a table's share; the remainder is handed out exactly
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
