@@ -97,9 +97,12 @@ def test_strategies_take_turns_and_equal_sizes_come_first(tmp_path):
     plan(bet(iterations=11), run_dir=tmp_path)
     lines = probes(tmp_path)
     assert [p["strategy"] for p in lines] == [
-        "anchor", "predicted", "predicted", "random", "nearest",
+        "anchor", "alone", "alone", "random", "nearest",
         "predicted", "predicted", "predicted", "random", "nearest", "predicted",
     ]  # fmt: skip
+    for t in range(2):
+        of_table = [sum(w * n for w, n in table) for table in lines[1 + t]["buckets"]]
+        assert of_table[t] > 0.8 * sum(of_table)
     (user, item) = lines[0]["buckets"]
     assert {w for w, _ in user} | {w for w, _ in item} <= {6, 7}  # 0.2 * 32 = 6.4
 

@@ -91,14 +91,22 @@ class Sampler:
 
     def equal(self, precision: int) -> Candidates:
         """The one candidate of equal sizes for all rows, in one precision. Needs a flat family."""
+        rows = self.space.rows.to(torch.float64)
+        return self._flat(rows / rows.sum(), precision)
+
+    def alone(self, table: int, precision: int) -> Candidates:
+        """Nearly all of the budget for one table, equal sizes in it. Needs a flat family."""
+        shares = torch.full((len(self.counts),), 1e-3, dtype=torch.float64)
+        shares[table] = 1.0
+        return self._flat(shares / shares.sum(), precision)
+
+    def _flat(self, shares: Tensor, precision: int) -> Candidates:
         flat = [f.name for f in self.families].index("flat")
-        rows = self.space.rows.to(torch.float64)[None]
-        full = torch.full(rows.shape, flat)
         return self.fit(
-            shares=rows / rows.sum(),
-            family=full,
-            beta=torch.full_like(rows, 0.5),
-            precision=torch.full_like(full, precision),
+            shares=shares[None],
+            family=torch.full((1, len(shares)), flat),
+            beta=torch.full((1, len(shares)), 0.5, dtype=torch.float64),
+            precision=torch.full((1, len(shares)), precision),
             rng=np.random.default_rng(0),
         )
 

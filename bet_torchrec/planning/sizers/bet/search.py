@@ -25,6 +25,7 @@ from .sampler import Candidates, Sampler, concatenate
 from .training import FullBatch, SingleSamples, Trainer
 
 Strategy = Literal["predicted", "random", "nearest"]
+FEW_TABLES = 4  # one table can do another's work (a graph model's items), rarely one of many
 PAPER_STRATEGIES: tuple[Strategy, ...] = ("predicted",) * 3 + ("random", "nearest")
 
 
@@ -37,7 +38,8 @@ class BET:
     strategies: cycled over the iterations; I "predicted", II "random", III "nearest".
     trainer: how the predictor learns. mutants: the share of the candidates that are drawn
     around the best so far. anchored: equal sizes (in each precision) are tried first and always
-    among the finalists, so the result cannot be worse than they are on validation.
+    among the finalists, so the result cannot be worse than they are on validation; then, with up
+    to four tables, nearly all of the budget for one of them, which random shares hardly ever reach.
     probe_epochs: of a probe's fine-tuning; None leaves it to the workbench.
     stop_hopeless: lets the workbench end a probe early that cannot reach the best few.
     finalists: trained from scratch at the end, the best on validation wins; 0 skips it.
@@ -146,8 +148,8 @@ class Search:
         return probe
 
     def _choose(self, t: int, rng: np.random.Generator) -> tuple[Candidates, str, float | None]:
-        if self.settings.anchored and t < len(self._precisions):
-            return self.sampler.equal(t), "anchor", None
+        if self.settings.anchored and (anchor := self._anchor(t)):
+            return *anchor, None
         candidates = self._draw(rng)
         strategy = self.settings.strategies[t % len(self.settings.strategies)]
         if strategy == "random" or not self.history.probes:
@@ -161,6 +163,16 @@ class Search:
                 target = predictor.embed(self._tried(self.history.best()))
                 best = int((predictor.embed(candidates) - target).norm(dim=-1).argmin())
         return candidates[[best]], strategy, float(predicted[best])
+
+    def _anchor(self, t: int) -> tuple[Candidates, str] | None:
+        """Equal sizes in each precision; then, with few tables, each of them alone."""
+        equal, tables = len(self._precisions), len(self.problem.tables)
+        if t < equal:
+            return self.sampler.equal(t), "anchor"
+        if tables > FEW_TABLES or t >= equal + tables:
+            return None
+        best = max(self.history.probes[:equal], key=lambda p: p.fitness)
+        return self.sampler.alone(t - equal, self._precisions.index(best.precisions[0])), "alone"
 
     def _draw(self, rng: np.random.Generator) -> Candidates:
         m = self.settings.candidates

@@ -1,0 +1,127 @@
+"""bet-torchrec plan: decide a size for every row within a budget."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InvalidInputError
+from . import run_folder
+from .inspect import draw, read_probes
+from .options import (
+    add_budget,
+    add_data,
+    add_run,
+    add_training,
+    budget_of,
+    describe_split,
+    open_split,
+    serving_note,
+    whole,
+    whole_or_zero,
+    widths,
+    workbench_of,
+)
+
+if TYPE_CHECKING:
+    from ..planning.sizers import Sizer
+
+DEFAULT_WIDTHS = (4, 8, 16, 32, 64, 128)
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="decide a size for every row within a budget",
+        description="Pre-train the backbone, search for sizes within a budget, save the plan.",
+    )
+    add_data(parser)
+    add_budget(parser)
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--sizer", choices=("bet", "es", "mr"), default="bet", help="bet, equal sizes, random"
+    )
+    search.add_argument(
+        "--widths",
+        type=widths,
+        default=DEFAULT_WIDTHS,
+        metavar="W,W...",
+        help='widths a row may have, 0 to drop rows, or "any" for 1 to --dim (4,8,...,128)',
+    )
+    search.add_argument("--paper", action="store_true", help="BET exactly as published")
+    search.add_argument("--iterations", type=whole, help="candidates that are tried (50)")
+    search.add_argument("--candidates", type=whole, help="candidates drawn for each try (100)")
+    search.add_argument(
+        "--finalists", type=whole_or_zero, help="retrained from scratch at the end (5); 0: none"
+    )
+    search.add_argument(
+        "--probe-epochs", type=whole_or_zero, help="of a try's fine-tuning; 0: none"
+    )
+    search.add_argument(
+        "--stop-hopeless", action="store_true", help="end tries early that cannot reach the best"
+    )
+    search.add_argument("--warm-start", choices=("rotated", "prefix"), default="rotated")
+    add_training(parser)
+    add_run(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    budget, sizer = budget_of(args), sizer_of(args)
+    split = open_split(args)
+
+    from ..planning.planner import BudgetPlanner
+
+    planner = BudgetPlanner(budget=budget, widths=args.widths, sizer=sizer, seed=args.seed)
+    bench = workbench_of(args, split, models=args.models or args.run_dir)
+    planner.problem(bench.tables, bench.counts())  # an impossible budget fails before any training
+    folder = run_folder.start(args.run_dir, args, data=describe_split(split))
+    began = time.perf_counter()
+    metrics: dict[str, Any] = {}
+    if args.sizer == "bet":
+        metrics["full_validation_quality"] = bench.full_quality()
+        metrics["pretraining_seconds"] = round(bench.pretrained().result.seconds, 3)
+    plan = planner.plan(
+        bench.tables,
+        bench.counts(),
+        workbench=bench,
+        run_dir=folder,
+        resume=folder if args.resume else None,
+        progress=not args.quiet,
+    )
+    plan.save(folder / run_folder.PLAN)
+    metrics |= {
+        "cost": plan.cost(),
+        "limit": plan.limit,
+        "parameters": plan.parameters(),
+        "seconds": round(time.perf_counter() - began, 3),
+        **plan.metadata,
+        **serving_note(args.backbone),
+    }
+    run_folder.write_json(folder / run_folder.METRICS, metrics)
+    pictures = draw(plan, read_probes(folder / run_folder.HISTORY), folder)
+    if not args.quiet:
+        print(plan.summary())
+        for note in serving_note(args.backbone).values():
+            print(f"note: {note}")
+    for path in (folder / run_folder.PLAN, *pictures):
+        print(path)
+
+
+def sizer_of(args: argparse.Namespace) -> Sizer:
+    """The sizer with the settings that were given."""
+    from ..planning.sizers import BET, EqualSizes, MixedRandom
+
+    settings = {
+        name: value
+        for name in ("iterations", "candidates", "finalists", "probe_epochs", "stop_hopeless")
+        if (value := getattr(args, name)) is not None and value is not False
+    }
+    if args.sizer == "bet":
+        return BET.paper(**settings) if args.paper else BET(**settings)
+    used = [*settings, *(["paper"] if args.paper else [])]
+    if used:
+        option = used[0].replace("_", "-")
+        raise InvalidInputError(f"--{option} is about --sizer bet, got --sizer {args.sizer}")
+    return EqualSizes() if args.sizer == "es" else MixedRandom()
