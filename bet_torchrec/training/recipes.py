@@ -29,7 +29,7 @@ def fast(backbone: BackboneName = "lightgcn") -> TrainSettings:
 
 
 def fast_fine_tuning(backbone: BackboneName = "lightgcn") -> TrainSettings:
-    """A probe: as many examples as 6 of the paper's 10 epochs (NCF 3), in a seventh of the steps."""
+    """A probe: the examples of 6 of the paper's 10 epochs (NCF 3), in a seventh of the steps."""
     return TrainSettings(
         batch_size=_PAIRS,
         sampler="pairs",

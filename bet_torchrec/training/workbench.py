@@ -278,8 +278,10 @@ class TrainingWorkbench:
         return self.run_dir / "models" / f"{self.backbone_name}-{facts['what']}-{key}.safetensors"
 
 
-def _content(sizes: Mapping[str, ArrayLike], precisions: Mapping[str, ArrayLike | str] | None) -> str:
-    """What of a plan training depends on: plans that differ in their origin alone share a model."""
+def _content(
+    sizes: Mapping[str, ArrayLike], precisions: Mapping[str, ArrayLike | str] | None
+) -> str:
+    """What training depends on: plans that differ in their origin alone share a model."""
     digest = hashlib.sha256()
     for part in (sizes, precisions or {}):
         for name in sorted(part):
