@@ -49,7 +49,7 @@ def machine() -> str:
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a Markdown table."""
     print(f"\n{title} ({machine()})\n")
-    print("| " + " | ".join(header) + " |")
+    print("| " + " | ".join(str(x) for x in header) + " |")
     print("|" + "---|" * len(header))
     for row in rows:
         print("| " + " | ".join(str(x) for x in row) + " |", flush=True)

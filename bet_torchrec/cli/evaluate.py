@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidInputError
 from . import run_folder
-from .options import add_quiet, describe_split, open_split, workbench_of
+from .model_options import workbench_of
+from .options import add_quiet, describe_split, open_split
 
 if TYPE_CHECKING:
     from ..evaluation import Metrics

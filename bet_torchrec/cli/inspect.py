@@ -89,6 +89,7 @@ def draw(
 
 KINDS = {
     "anchor": "equal sizes",
+    "alone": "one table alone",
     "predicted": "best predicted",
     "random": "random",
     "nearest": "nearest to the best",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,9 +11,7 @@ from ..errors import InvalidInputError
 if TYPE_CHECKING:
     from ..data import Interactions, Split
     from ..planning.budget import Budget
-    from ..training import TrainingWorkbench, TrainSettings
 
-BACKBONES = ("lightgcn", "ngcf", "ncf")
 COLUMNS = ("user", "item", "rating", "timestamp")
 SPLITS = ("random", "published", "temporal")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -216,93 +212,3 @@ def budget_of(args: argparse.Namespace) -> Budget:
     if args.parameters is not None:
         return Budget.parameters(args.parameters)
     return Budget.sparsity(args.sparsity)
-
-
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """The model and its training: a recipe, and what differs from it."""
-    group = parser.add_argument_group("training")
-    group.add_argument("--backbone", choices=BACKBONES, default="lightgcn")
-    group.add_argument("--dim", type=whole, default=128, help="full width of every table (128)")
-    group.add_argument(
-        "--recipe",
-        choices=("fast", "paper"),
-        default="fast",
-        help="large batches (fast, the default) or BET's published settings (paper); "
-        "the options below change single ones",
-    )
-    for name, kind, text in TRAINING:
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
-
-
-def serving_note(backbone: str) -> dict[str, str]:
-    """What belongs beside the bytes of a graph model, for metrics.json."""
-    if backbone == "ncf":
-        return {}
-    return {
-        "note": f"{backbone} serves propagated rows, dense whatever the table's sizes: serving "
-        "from these bytes needs the graph and the propagation, or a dense cache"
-    }
-
-
-TRAINING = (
-    ("max_epochs", whole, "end of a full training, if patience does not come first"),
-    ("patience", whole, "validations without a better one before a training stops"),
-    ("validate_every", whole, "steps between validations"),
-    ("batch_size", whole, "examples a step"),
-    ("lr", number, "Adam's learning rate at the start"),
-    ("lr_decay", number, "its factor every so often"),
-    ("l2", number, "weight of the rows' squared norm"),
-)
-
-
-def training_settings(args: argparse.Namespace) -> TrainSettings:
-    """The recipe, with what the options change."""
-    from ..training import fast, paper
-
-    recipe = (fast if args.recipe == "fast" else paper)(args.backbone)
-    return dataclasses.replace(recipe, **_given(args, [name for name, _, _ in TRAINING]))
-
-
-def probe_settings(args: argparse.Namespace) -> TrainSettings:
-    """A probe's fine-tuning: the recipe's, with the batch size and l2 of the full training."""
-    from ..training import fast_fine_tuning, paper_fine_tuning
-
-    recipe = (fast_fine_tuning if args.recipe == "fast" else paper_fine_tuning)(args.backbone)
-    return dataclasses.replace(recipe, **_given(args, ["batch_size", "l2"]))
-
-
-def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
-
-
-def workbench_of(
-    args: argparse.Namespace, split: Split, *, models: Path | None
-) -> TrainingWorkbench:
-    """The workbench that the options describe; trained models are kept under ``models``."""
-    from ..training import ProbeCheck, TrainingWorkbench
-
-    return TrainingWorkbench(
-        split,
-        backbone=args.backbone,
-        embedding_dim=args.dim,
-        pretraining=training_settings(args),
-        fine_tuning=probe_settings(args),
-        warm_start=getattr(args, "warm_start", "rotated"),
-        check=ProbeCheck() if getattr(args, "stop_hopeless", False) else None,
-        run_dir=models,
-        seed=args.seed,
-        device=_checked_device(args.device),
-        progress=not args.quiet,
-    )
-
-
-def _checked_device(name: str) -> str:
-    import torch
-
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        raise InvalidInputError(f"--device should be cpu, cuda or cuda:N, got {name!r}") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError("--device cuda needs a CUDA device and a CUDA build of torch")
-    return name

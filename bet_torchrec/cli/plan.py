@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InvalidInputError
 from . import run_folder
 from .inspect import draw, read_probes
+from .model_options import add_training, serving_note, workbench_of
 from .options import (
     add_budget,
     add_data,
     add_run,
-    add_training,
     budget_of,
     describe_split,
     open_split,
-    serving_note,
     whole,
     whole_or_zero,
     widths,
-    workbench_of,
 )
 
 if TYPE_CHECKING:

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 from . import run_folder
 from .evaluate import add_mask, report, save_per_user
 from .inspect import find_plan, load_plan
+from .model_options import add_training, serving_note, workbench_of
 from .options import (
     add_data,
     add_run,
-    add_training,
     describe_split,
     open_split,
-    serving_note,
-    workbench_of,
 )
 
 if TYPE_CHECKING:
