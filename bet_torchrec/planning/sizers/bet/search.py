@@ -5,7 +5,6 @@ Budgeted Embedding Table for Recommender Systems (WSDM 2024), Algorithm 1.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ....errors import BetError
 from ...plan import SizePlan
 from ..problem import SizingProblem
 from .families import EXPLORING_FAMILIES, PAPER_FAMILIES, Family
@@ -86,7 +84,7 @@ class BET:
 
         Raises:
             InfeasibleBudgetError: no plan fits the budget.
-            BetError: the problem brings nothing to evaluate a plan with.
+            MissingEvaluationError: the problem brings nothing to evaluate a plan with.
         """
         return Search(self, problem).run()
 
@@ -95,13 +93,9 @@ class Search:
     """One run of BET on one problem."""
 
     def __init__(self, settings: BET, problem: SizingProblem) -> None:
-        if problem.evaluate is None and problem.workbench is None:
-            raise BetError(
-                "BET tries candidates, so it needs evaluate=(a function from a plan to its "
-                "quality) or workbench=; sizers that need neither are EqualSizes and MixedRandom."
-            )
+        problem.require_evaluation("BET")
         self.settings, self.problem = settings, problem
-        self.space = problem.fit_space()
+        self.space = problem.space
         self.sampler = Sampler(self.space, problem.counts, settings.families, settings.draws)
         self._families = [f.name for f in settings.families]
         self._precisions = list(problem.precisions)
@@ -127,11 +121,6 @@ class Search:
         plan = self._plan(chosen.boundaries[0], chosen.precision[0].tolist())
         start = time.perf_counter()
         fitness = self._try(plan)
-        if not math.isfinite(fitness):
-            raise BetError(
-                f"the quality of a candidate came out as {fitness}; expected a finite number. "
-                "Look at evaluate (or the learning rate of the probe); the search can be resumed."
-            )
         probe = Probe(
             iteration=t,
             strategy=strategy,
@@ -196,8 +185,8 @@ class Search:
             self.space.widths,
             d_max=max(t.embedding_dim for t in self.problem.tables),
             bits=self.problem.bits,
-            set_shares=getattr(trainer, "set_shares", True),
-            final_activation=getattr(trainer, "final_activation", False),
+            set_shares=trainer.set_shares,
+            final_activation=trainer.final_activation,
             generator=generator,
         )
 

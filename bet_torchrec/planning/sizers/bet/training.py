@@ -20,7 +20,15 @@ NewPredictor = Callable[[torch.Generator], FitnessPredictor]
 
 
 class Trainer(Protocol):
-    """Gives a predictor that has seen the history so far; called once an iteration, in order."""
+    """Gives a predictor that has seen the history so far; called once an iteration, in order.
+
+    set_shares, final_activation: how the predictor is to be built, see FitnessPredictor.
+    """
+
+    @property
+    def set_shares(self) -> bool: ...
+    @property
+    def final_activation(self) -> bool: ...
 
     def __call__(
         self, new: NewPredictor, candidates: Candidates, fitness: Sequence[float], seed: int
