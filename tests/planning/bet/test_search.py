@@ -115,6 +115,14 @@ def test_each_precision_has_an_anchor(tmp_path):
     assert found.cost() <= 20_000
 
 
+def test_precisions_that_cannot_fit_are_left_out(tmp_path):
+    # 800 rows of width 1 are 3,200 bytes in fp32, 1,600 in fp16
+    budget = Budget.bytes(3_000, purpose="inference", dtype=("fp32", "fp16"), alignment=1)
+    found = plan(bet(iterations=6), budget=budget, run_dir=tmp_path)
+    assert {p for line in probes(tmp_path) for p in line["precisions"]} == {"fp16"}
+    assert found.cost() <= 3_000
+
+
 @pytest.mark.parametrize("sizer", [bet(iterations=12), BET.paper(iterations=12)])
 @pytest.mark.parametrize("stop", [1, 7])
 def test_an_interrupted_search_continues_to_the_identical_plan(tmp_path, sizer, stop):

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ...budget import BITS
+from ...fit import minimum_cost
 from ...plan import SizePlan
 from ..problem import SizingProblem
 from .families import EXPLORING_FAMILIES, PAPER_FAMILIES, Family
@@ -95,10 +97,10 @@ class Search:
     def __init__(self, settings: BET, problem: SizingProblem) -> None:
         problem.require_evaluation("BET")
         self.settings, self.problem = settings, problem
-        self.space = problem.space
+        self._precisions = _affordable(problem)
+        self.space = problem.fit_space(precisions=self._precisions)
         self.sampler = Sampler(self.space, problem.counts, settings.families, settings.draws)
         self._families = [f.name for f in settings.families]
-        self._precisions = list(problem.precisions)
         path = None if problem.run_dir is None else problem.run_dir / "history.jsonl"
         self.history = History.open(path, self._header(), resume=problem.resume)
 
@@ -184,7 +186,7 @@ class Search:
             self.problem.counts,
             self.space.widths,
             d_max=max(t.embedding_dim for t in self.problem.tables),
-            bits=self.problem.bits,
+            bits=[BITS[precision] for precision in self._precisions],
             set_shares=trainer.set_shares,
             final_activation=trainer.final_activation,
             generator=generator,
@@ -245,3 +247,11 @@ class Search:
             "seed": self.problem.seed,
             "settings": settings,
         }
+
+
+def _affordable(problem: SizingProblem) -> list[str]:
+    """The precisions in which every row at its smallest width is within the budget."""
+    space, tables = problem.space, len(problem.tables)
+    each = torch.arange(len(space.costs))[:, None].expand(-1, tables)
+    fits = (minimum_cost(space, each) <= space.limit).tolist()
+    return [p for p, ok in zip(problem.precisions, fits, strict=True) if ok]
