@@ -1,0 +1,97 @@
+"""From the blocks' pooled rows to the output of one full-width table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from .layout import Block
+from .routing import Slot, block_key
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One block's columns of the pooled values, and where they go in the output."""
+
+    source: int
+    target: int
+    width: int
+
+
+class Merger:
+    """Puts blocks' pooled rows together; columns that no block holds are zeros.
+
+    slots: in output order. widths: {table: embedding_dim}. blocks: by table.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        widths: Mapping[str, int],
+        blocks: Mapping[str, Sequence[Block]],
+    ) -> None:
+        self.keys = [slot.key for slot in slots]
+        self.widths = [widths[slot.table] for slot in slots]
+        self.width = sum(self.widths)
+        starts = [sum(self.widths[:i]) for i in range(len(slots))]
+        self._pieces = {
+            block_key(slot, block): (start + block.first_column, block.width)
+            for slot, start in zip(slots, starts, strict=True)
+            for block in blocks[slot.table]
+        }
+
+    def __call__(self, pooled: KeyedTensor, scale: Tensor | None = None) -> KeyedTensor:
+        """Merge. ``pooled`` may have its keys in any order.
+
+        scale: (B, slots), or None for ones; multiplied to each slot's output (mean pooling).
+        """
+        pieces, source = [], 0
+        for key, width in zip(pooled.keys(), pooled.length_per_key(), strict=True):
+            if key in self._pieces:
+                pieces.append(Piece(source, self._pieces[key][0], width))
+            source += width
+        values = pooled.values()
+        side_by_side = all(piece.source == piece.target for piece in pieces)
+        if not (side_by_side and values.shape[1] == self.width == sum(p.width for p in pieces)):
+            values = _Placed.apply(values, tuple(pieces), self.width)
+        if scale is not None:
+            values = values * scale.repeat_interleave(
+                torch.tensor(self.widths, device=scale.device), dim=1, output_size=self.width
+            )
+        return self.output(values)
+
+    def output(self, values: Tensor) -> KeyedTensor:
+        """Values (B, width) under the slots' names."""
+        return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=values)
+
+
+class _Placed(torch.autograd.Function):
+    """Columns to their places, summed where they meet; the gradient is read back from there."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, pieces: tuple[Piece, ...], width: int) -> Tensor:
+        ctx.pieces, ctx.columns = pieces, values.shape[1]
+        out = values.new_zeros(values.shape[0], width)
+        for piece in pieces:
+            out.narrow(1, piece.target, piece.width).add_(
+                values.narrow(1, piece.source, piece.width)
+            )
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        back = gradient.new_empty(gradient.shape[0], ctx.columns)
+        if sum(piece.width for piece in ctx.pieces) < ctx.columns:
+            back.zero_()
+        for piece in ctx.pieces:
+            back.narrow(1, piece.source, piece.width).copy_(
+                gradient.narrow(1, piece.target, piece.width)
+            )
+        return back, None, None

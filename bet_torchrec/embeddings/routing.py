@@ -1,0 +1,234 @@
+"""From ids to rows of blocks: which of a table's real tables holds an id, and where.
+
+The whole batch is routed at once, whatever the number of features and blocks: V values times K
+blocks, a handful of kernels, and one synchronisation with the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from ..errors import InvalidInputError
+from ..planning.table_plan import TablePlan
+from .layout import Block
+
+
+class IdRangeError(InvalidInputError, IndexError):
+    """An id is negative or not below its table's rows."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One feature looked up in one table. key: its name in the output."""
+
+    feature: str
+    table: str
+    key: str
+
+
+def block_key(slot: Slot, block: Block) -> str:
+    """The name of a slot's lookups in one block."""
+    return f"{slot.feature}/{block.name}"
+
+
+class Router:
+    """Turns a KeyedJaggedTensor of ids into one of block rows, a key a (slot, block).
+
+    slots: in output order. plans, blocks: by table. is_weighted: weights are routed along.
+
+    No module: its tensors follow the plan, not the weights, so they are neither saved nor emptied
+    when a module is made on the meta device; they are copied once to every device that asks.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        plans: Mapping[str, TablePlan],
+        blocks: Mapping[str, Sequence[Block]],
+        *,
+        is_weighted: bool = False,
+    ) -> None:
+        self.slots = tuple(slots)
+        self.is_weighted = is_weighted
+        self._features = [slot.feature for slot in self.slots]
+        most = max(len(blocks[slot.table]) for slot in self.slots)
+        per_slot = [blocks[slot.table] for slot in self.slots]
+        self.keys = [
+            block_key(slot, block)
+            for slot, own in zip(self.slots, per_slot, strict=True)
+            for block in own
+        ]
+        # (block, slot) pairs in the router's order that exist, as places in slot-major order.
+        self._pairs = [
+            k * len(self.slots) + s for s, own in enumerate(per_slot) for k in range(len(own))
+        ]
+        self._rows = [plans[slot.table].rows for slot in self.slots]
+        table = np.zeros((4, most, len(self.slots)), dtype=np.int64)
+        table[2:] = 1  # where a slot has fewer blocks than others, an empty range
+        for s, own in enumerate(per_slot):
+            for k, block in enumerate(own):
+                ends = block.first_rank + block.rows
+                table[:, k, s] = block.first_rank, ends, block.stride, block.rows
+        self._interleaved = any(b.stride != 1 for own in per_slot for b in own)
+        self._host = {"blocks": torch.from_numpy(table), "rows": torch.tensor(self._rows)}
+        self._add_id_maps(plans)
+        self._on: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): self._host}
+
+    def _add_id_maps(self, plans: Mapping[str, TablePlan]) -> None:
+        # One map for all tables whose ids are no ranks; ranked tables take no room in it.
+        starts: dict[str, int] = {}
+        maps = []
+        total = 0
+        for name in dict.fromkeys(slot.table for slot in self.slots):
+            if (order := plans[name].order) is not None:
+                rank_of = np.empty(len(order), dtype=np.int32)
+                rank_of[order] = np.arange(len(order), dtype=np.int32)
+                starts[name], total = total, total + len(order)
+                maps.append(torch.from_numpy(rank_of))
+        self._mapped = [slot.table in starts for slot in self.slots]
+        if maps:
+            self._host["map"] = torch.cat(maps) if len(maps) > 1 else maps[0]
+            self._host["starts"] = torch.tensor([starts.get(s.table, 0) for s in self.slots])
+            self._host["mapped"] = torch.tensor(self._mapped)
+
+    @property
+    def id_map_bytes(self) -> int:
+        """Bytes of the id maps on one device."""
+        return self._host["map"].nbytes if "map" in self._host else 0
+
+    def to(self, device: torch.device) -> dict[str, Tensor]:
+        """The tensors on a device, copied there once."""
+        if device not in self._on:
+            # A map serves one device: the host's copy goes when another takes over.
+            self._on[device] = {name: value.to(device) for name, value in self._host.items()}
+        return self._on[device]
+
+    def __call__(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Route. Ids are checked against the tables' rows.
+
+        Raises:
+            IdRangeError: an id is out of range. InvalidInputError: a feature is missing, weights
+                are missing, or batch sizes differ between features.
+        """
+        features = self.select(features)
+        ids, lengths = features.values().long(), features.lengths()
+        at = self.to(ids.device)
+        count, batch = len(self.slots), features.stride()
+        slot_of = None
+        if count > 1:
+            per_slot = lengths.view(count, batch).sum(dim=1)  # (S,)
+            slot_of = torch.repeat_interleave(per_slot, output_size=ids.numel())
+        bad = _out_of_range(ids, at["rows"] if slot_of is None else at["rows"][slot_of])
+        ranks = self._ranks(ids, slot_of, at)
+        first, end, stride, rows = (
+            part if slot_of is None else part[:, slot_of] for part in at["blocks"].unbind()
+        )
+        inside = (ranks >= first) & (ranks < end)
+        local = ranks - first
+        if self._interleaved:
+            local = local * stride % rows
+        routed, host = _bag_lengths(inside, features.offsets(), batch, count, bad)
+        if host.pop():
+            self._report(features)
+        chosen = torch.nonzero_static(inside.view(-1), size=sum(host)).squeeze(1)
+        weights = features.weights_or_none()
+        if weights is not None:
+            weights = weights.expand(len(first), -1).reshape(-1)[chosen]
+        by_block = KeyedJaggedTensor(
+            keys=[str(pair) for pair in range(len(host))],
+            values=local.view(-1)[chosen],
+            weights=weights,
+            lengths=routed.view(-1),
+            stride=batch,
+            length_per_key=host,
+        )
+        if self._pairs != list(range(len(host))):
+            by_block = by_block.permute(self._pairs)
+        return KeyedJaggedTensor(
+            keys=self.keys,
+            values=by_block.values(),
+            weights=by_block.weights_or_none(),
+            lengths=by_block.lengths(),
+            stride=batch,
+            length_per_key=by_block.length_per_key(),
+        )
+
+    def select(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """The slots' features in the slots' order, checked."""
+        if features.variable_stride_per_key() or features.inverse_indices_or_none() is not None:
+            raise InvalidInputError(
+                "every feature should have the same batch size (no stride_per_key_per_rank and no "
+                "inverse_indices), got a KeyedJaggedTensor with variable batch sizes: pad with "
+                "empty bags, or look such features up in a collection of their own"
+            )
+        if self.is_weighted and features.weights_or_none() is None:
+            raise InvalidInputError(
+                "is_weighted=True expects a KeyedJaggedTensor with weights, got one without"
+            )
+        keys = features.keys()
+        if keys != self._features:
+            place = {key: i for i, key in enumerate(keys)}
+            missing = [name for name in self._features if name not in place]
+            if missing:
+                raise InvalidInputError(
+                    f"expected features {', '.join(self._features)}, got {', '.join(keys)}: "
+                    f"{', '.join(missing)} missing"
+                )
+            features = features.permute([place[name] for name in self._features])
+        if not self.is_weighted and features.weights_or_none() is not None:
+            features = KeyedJaggedTensor(
+                keys=features.keys(),
+                values=features.values(),
+                lengths=features.lengths(),
+                stride=features.stride(),
+            )
+        return features
+
+    def _ranks(self, ids: Tensor, slot_of: Tensor | None, at: dict[str, Tensor]) -> Tensor:
+        if not any(self._mapped):
+            return ids
+        if slot_of is None:
+            # An id out of range is reported later; here it must only not crash.
+            return at["map"][ids.clamp(0, self._rows[0] - 1)].long()
+        mapped = at["mapped"][slot_of]
+        place = ids.clamp_min(0).minimum(at["rows"][slot_of] - 1) + at["starts"][slot_of]
+        ranks = at["map"][place.where(mapped, 0)].long()
+        return ranks if all(self._mapped) else ranks.where(mapped, ids)
+
+    def _report(self, features: KeyedJaggedTensor) -> None:
+        for slot, rows, bags in zip(
+            self.slots, self._rows, features.to_dict().values(), strict=False
+        ):
+            ids = bags.values()
+            wrong = ids[(ids < 0) | (ids >= rows)]
+            if len(wrong):
+                raise IdRangeError(
+                    f"feature {slot.feature!r}: ids of table {slot.table!r} should be 0 to "
+                    f"{rows - 1}, got {wrong[0].item()} (and {len(wrong) - 1} more): map unknown "
+                    "ids to a row of their own, or leave them out of the bag"
+                )
+
+
+def _out_of_range(ids: Tensor, rows: Tensor) -> Tensor:
+    """How many ids are, as a tensor (1,)."""
+    return ((ids < 0) | (ids >= rows)).sum().view(1)
+
+
+def _bag_lengths(
+    inside: Tensor, offsets: Tensor, batch: int, slots: int, bad: Tensor
+) -> tuple[Tensor, list[int]]:
+    """Bag lengths (K, slots * batch), and on the host each (block, slot)'s sum, then ``bad``.
+
+    The only place where the host waits for the device.
+    """
+    before = F.pad(inside.cumsum(dim=1), (1, 0))
+    lengths = before[:, offsets].diff(dim=1)
+    sums = lengths.view(len(inside) * slots, batch).sum(dim=1)
+    return lengths, torch.cat([sums, bad]).tolist()
