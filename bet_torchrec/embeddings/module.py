@@ -14,6 +14,7 @@ from ..errors import InvalidInputError, PlanError
 from ..planning.plan import SizePlan
 from .layout import Block, Layout, RowOrder, blocks
 from .merge import Merger
+from .parts import full_tables, load_full_tables
 from .routing import Router, Slot, block_key
 
 
@@ -132,7 +133,6 @@ class BudgetedEmbeddingBagCollection(nn.Module):
         """The real table of a block, (rows, width)."""
         return self.embedding_bag_collection.embedding_bags[block.name].weight
 
-    @torch.no_grad()
     def load_full_tables(self, tables: Mapping[str, Tensor]) -> BudgetedEmbeddingBagCollection:
         """Fill each row with the first entries of its row in full tables; returns itself.
 
@@ -141,34 +141,12 @@ class BudgetedEmbeddingBagCollection(nn.Module):
         Raises:
             InvalidInputError: other tables, other rows, or tables too narrow.
         """
-        if set(tables) != set(self.blocks):
-            raise InvalidInputError(f"expected tables {sorted(self.blocks)}, got {sorted(tables)}")
-        for name, own in self.blocks.items():
-            full, plan = tables[name], self.plan[name]
-            least = max(plan.widths)
-            if full.ndim != 2 or len(full) != plan.rows or full.shape[1] < least:
-                raise InvalidInputError(
-                    f"table {name!r}: expected ({plan.rows}, {least} or more), got "
-                    f"{tuple(full.shape)}"
-                )
-            for block in own:
-                ids = torch.from_numpy(block.ids(plan)).to(full.device)
-                self.weight(block).copy_(full[:, block.columns][ids])
+        load_full_tables(self, tables)
         return self
 
-    @torch.no_grad()
     def full_tables(self) -> dict[str, Tensor]:
         """Copies {name: (rows, embedding_dim)} in id order, zeros beyond a row's size."""
-        full = {}
-        for table in self.tables:
-            whole = torch.zeros(table.num_embeddings, table.embedding_dim)
-            for block in self.blocks[table.name]:
-                weight = self.weight(block)
-                whole = whole.to(weight)
-                ids = torch.from_numpy(block.ids(self.plan[table.name])).to(weight.device)
-                whole[ids, block.columns] = weight
-            full[table.name] = whole
-        return full
+        return full_tables(self)
 
     def extra_repr(self) -> str:
         return f"plan={self.plan.fingerprint()}, layout={self.layout!r}"

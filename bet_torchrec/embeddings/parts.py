@@ -1,0 +1,134 @@
+"""Which rows and columns of a block's real table this rank holds, sharded or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.tensor import DTensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from ..errors import InvalidInputError
+from ..planning.plan import SizePlan
+from .layout import Block
+
+
+class Collection(Protocol):
+    """What sharded and unsharded collections have in common."""
+
+    tables: tuple[EmbeddingBagConfig, ...]
+    plan: SizePlan
+    blocks: dict[str, tuple[Block, ...]]
+    embedding_bag_collection: nn.Module
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rectangle of a block: ``values``, a view of the weights, begins at (row, column) of it.
+
+    replicated: every rank holds it.
+    """
+
+    row: int
+    column: int
+    values: Tensor
+    replicated: bool
+
+    @property
+    def rows(self) -> slice:
+        """Its rows of the block."""
+        return slice(self.row, self.row + self.values.shape[0])
+
+    @property
+    def columns(self) -> slice:
+        """Its columns of the block."""
+        return slice(self.column, self.column + self.values.shape[1])
+
+
+def local_parts(module: Collection) -> dict[str, list[Part]]:
+    """{block name: what this rank holds of it}; an empty list where it holds nothing."""
+    weights = module.embedding_bag_collection.state_dict(keep_vars=True)
+    return {
+        block.name: list(_parts(weights[f"embedding_bags.{block.name}.weight"]))
+        for own in module.blocks.values()
+        for block in own
+    }
+
+
+def _parts(weight: Tensor | ShardedTensor | DTensor) -> Iterator[Part]:
+    if isinstance(weight, ShardedTensor):
+        for shard in weight.local_shards():
+            row, column = shard.metadata.shard_offsets
+            yield Part(row, column, shard.tensor.detach(), replicated=False)
+    elif isinstance(weight, DTensor):
+        local: Any = weight.to_local()  # TorchRec's LocalShardsWrapper
+        for values, (row, column) in zip(local.local_shards(), local.local_offsets(), strict=True):
+            yield Part(row, column, values.detach(), replicated=False)
+    else:
+        yield Part(0, 0, weight.detach(), replicated=True)
+
+
+@torch.no_grad()
+def load_full_tables(module: Collection, tables: Mapping[str, Tensor]) -> None:
+    """Fill each row that this rank holds with the first entries of its row in full tables.
+
+    tables: {name: (rows, at least the widest size)} in id order.
+
+    Raises:
+        InvalidInputError: other tables, other rows, or tables too narrow.
+    """
+    if set(tables) != set(module.blocks):
+        raise InvalidInputError(f"expected tables {sorted(module.blocks)}, got {sorted(tables)}")
+    parts = local_parts(module)
+    for name, own in module.blocks.items():
+        full, plan = tables[name], module.plan[name]
+        least = max(plan.widths)
+        if full.ndim != 2 or len(full) != plan.rows or full.shape[1] < least:
+            raise InvalidInputError(
+                f"table {name!r}: expected ({plan.rows}, {least} or more), got {tuple(full.shape)}"
+            )
+        for block in own:
+            ids = torch.from_numpy(block.ids(plan)).to(full.device)
+            for part in parts[block.name]:
+                part.values.copy_(full[:, block.columns][:, part.columns][ids[part.rows]])
+
+
+@torch.no_grad()
+def full_tables(
+    module: Collection, process_group: dist.ProcessGroup | None = None
+) -> dict[str, Tensor]:
+    """Copies {name: (rows, embedding_dim)} in id order, zeros beyond a row's size.
+
+    process_group: the ranks that a sharded module is spread over; every rank gets all tables. None
+        reads what this process holds, which is all of an unsharded module.
+    """
+    parts, full = local_parts(module), {}
+    several = process_group is not None and process_group.size() > 1
+    counts_here = not several or dist.get_rank(process_group) == 0
+    for table in module.tables:
+        device = next((p.values.device for p in _all(parts, module.blocks[table.name])), None)
+        if device is None and several:
+            device = dist.distributed_c10d._get_pg_default_device(process_group)
+        whole = torch.zeros(table.num_embeddings, table.embedding_dim, device=device)
+        for block in module.blocks[table.name]:
+            ids = torch.from_numpy(block.ids(module.plan[table.name])).to(whole.device)
+            for part in parts[block.name]:
+                if part.replicated and not counts_here:
+                    continue
+                first = block.first_column + part.column
+                columns = slice(first, first + part.values.shape[1])
+                whole[ids[part.rows], columns] = part.values.to(whole.dtype)
+        if several:
+            dist.all_reduce(whole, group=process_group)  # each entry has one owner
+        full[table.name] = whole
+    return full
+
+
+def _all(parts: Mapping[str, list[Part]], blocks: tuple[Block, ...]) -> Iterator[Part]:
+    for block in blocks:
+        yield from parts[block.name]

@@ -1,0 +1,205 @@
+"""Sharding: ids are routed before TorchRec distributes them, pooled rows merged after.
+
+The pattern of TorchRec's feature-processed collections: a module that holds a plain collection,
+with a sharder of its own. (A subclass of EmbeddingBagCollection would stay unsharded in silence,
+because TorchRec looks sharders up by exact type.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec.distributed.embedding_types import (
+    BaseEmbeddingSharder,
+    KJTList,
+    ShardedEmbeddingModule,
+)
+from torchrec.distributed.embeddingbag import (
+    EmbeddingBagCollectionContext,
+    EmbeddingBagCollectionSharder,
+    ShardedEmbeddingBagCollection,
+)
+from torchrec.distributed.types import (
+    Awaitable,
+    LazyAwaitable,
+    ParameterSharding,
+    QuantizedCommCodecs,
+    ShardingEnv,
+    ShardingType,
+)
+from torchrec.distributed.utils import append_prefix
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from .module import BudgetedEmbeddingBagCollection
+from .parts import full_tables, load_full_tables
+from .sharding_checks import check_sharding
+
+
+@dataclass
+class BudgetedContext(EmbeddingBagCollectionContext):
+    """What one batch needs after its lookup: the scale of MEAN-pooled bags."""
+
+    scale: Tensor | None = None
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the scale alive for another stream."""
+        super().record_stream(stream)
+        if self.scale is not None:
+            self.scale.record_stream(stream)
+
+
+class ShardedBudgetedEmbeddingBagCollection(
+    ShardedEmbeddingModule[KJTList, list[Tensor], KeyedTensor, BudgetedContext]
+):
+    """Made by ``BudgetedEmbeddingBagCollectionSharder``; same input and output as unsharded."""
+
+    def __init__(
+        self,
+        module: BudgetedEmbeddingBagCollection,
+        params: dict[str, ParameterSharding],
+        sharder: EmbeddingBagCollectionSharder,
+        env: ShardingEnv,
+        device: torch.device,
+        module_fqn: str | None = None,
+    ) -> None:
+        super().__init__(qcomm_codecs_registry=sharder.qcomm_codecs_registry)
+        self.tables, self.plan, self.blocks = module.tables, module.plan, module.blocks
+        self.layout, self.row_order = module.layout, module.row_order
+        self.router, self.merger = module.router, module.merger
+        self.env, self.device = env, device
+        self._scale = module.scale
+        self._is_weighted = module.is_weighted()
+        self.embedding_bag_collection: ShardedEmbeddingBagCollection = sharder.shard(
+            module.embedding_bag_collection, params, env=env, device=device, module_fqn=module_fqn
+        )
+        self._lookups = self.embedding_bag_collection._lookups
+
+    def input_dist(
+        self, ctx: BudgetedContext, features: KeyedJaggedTensor
+    ) -> Awaitable[Awaitable[KJTList]]:
+        """Route ids to blocks' rows, then send them to the ranks that hold them."""
+        ctx.scale = self._scale(features)
+        return self.embedding_bag_collection.input_dist(ctx, self.router(features))
+
+    def compute(self, ctx: BudgetedContext, dist_input: KJTList) -> list[Tensor]:
+        """Look rows up on this rank."""
+        return self.embedding_bag_collection.compute(ctx, dist_input)
+
+    def output_dist(self, ctx: BudgetedContext, output: list[Tensor]) -> LazyAwaitable[KeyedTensor]:
+        """Send pooled rows back, then merge."""
+        return self._merged(ctx, self.embedding_bag_collection.output_dist(ctx, output))
+
+    def compute_and_output_dist(
+        self, ctx: BudgetedContext, input: KJTList
+    ) -> LazyAwaitable[KeyedTensor]:
+        """``compute`` and ``output_dist`` in one, which pipelines call."""
+        return self._merged(ctx, self.embedding_bag_collection.compute_and_output_dist(ctx, input))
+
+    def _merged(
+        self, ctx: BudgetedContext, output: LazyAwaitable[KeyedTensor]
+    ) -> LazyAwaitable[KeyedTensor]:
+        output.callbacks.append(partial(self.merger, scale=ctx.scale))
+        return output
+
+    def create_context(self) -> BudgetedContext:
+        """An empty context for one batch."""
+        return BudgetedContext()
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """The full tables' configs, as they were given."""
+        return list(self.tables)
+
+    def is_weighted(self) -> bool:
+        """Whether bags have weights."""
+        return self._is_weighted
+
+    def load_full_tables(self, tables: Mapping[str, Tensor]) -> None:
+        """Fill the rows that this rank holds; as ``BudgetedEmbeddingBagCollection`` does."""
+        load_full_tables(self, tables)
+
+    def full_tables(self) -> dict[str, Tensor]:
+        """All ranks' rows on every rank, {name: (rows, embedding_dim)}; a collective call."""
+        return full_tables(self, self.env.process_group)
+
+    def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
+        """TorchRec's hook: parameters that DistributedDataParallel must leave alone."""
+        yield from self.embedding_bag_collection.sharded_parameter_names(
+            append_prefix(prefix, "embedding_bag_collection")
+        )
+
+    def _initialize_torch_state(self, skip_registering: bool = False) -> None:
+        self.embedding_bag_collection._initialize_torch_state(skip_registering)
+
+    def extra_repr(self) -> str:
+        return f"plan={self.plan.fingerprint()}, layout={self.layout!r}"
+
+
+class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddingBagCollection]):
+    """Shards BudgetedEmbeddingBagCollection; add it to DistributedModelParallel's sharders.
+
+    fused_params: of FBGEMM's fused optimizers, as for EmbeddingBagCollectionSharder, for instance
+        {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.1}; or set optimizers
+        by ``apply_optimizer_in_backward``.
+
+    Offers row-wise sharding on CPU too. For torch's own optimizers (Adam on CPU), see
+    ``with_dense_kernels``; for balanced plans, ``sharding_constraints``.
+
+    Raises on sharding:
+        ShardingError: what TorchRec would do silently wrong: a fused table without an optimizer,
+            an optimizer or weight decay that FBGEMM lacks on CPU, widths that fused tables do not
+            take, row-wise shards of rows in rank order.
+    """
+
+    def __init__(
+        self,
+        fused_params: Mapping[str, Any] | None = None,
+        qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
+    ) -> None:
+        params = dict(fused_params) if fused_params is not None else None
+        super().__init__(fused_params=params, qcomm_codecs_registry=qcomm_codecs_registry)
+        self._inner = EmbeddingBagCollectionSharder(
+            fused_params=params, qcomm_codecs_registry=qcomm_codecs_registry
+        )
+
+    def shard(
+        self,
+        module: BudgetedEmbeddingBagCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedBudgetedEmbeddingBagCollection:
+        """TorchRec's hook; called by DistributedModelParallel."""
+        device = torch.device("cuda") if device is None else device
+        check_sharding(module, params, self.fused_params or {}, env.world_size, device)
+        return ShardedBudgetedEmbeddingBagCollection(
+            module, params, self._inner, env, device, module_fqn
+        )
+
+    def shardable_parameters(
+        self, module: BudgetedEmbeddingBagCollection
+    ) -> dict[str, nn.Parameter]:
+        """{block name: weight}."""
+        return self._inner.shardable_parameters(module.embedding_bag_collection)
+
+    @property
+    def module_type(self) -> type[BudgetedEmbeddingBagCollection]:
+        """What it shards."""
+        return BudgetedEmbeddingBagCollection
+
+    @property
+    def sharded_module_type(self) -> type[ShardedBudgetedEmbeddingBagCollection]:
+        """What comes out."""
+        return ShardedBudgetedEmbeddingBagCollection
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """As TorchRec's, with row-wise on CPU."""
+        types = super().sharding_types(compute_device_type)
+        row_wise = ShardingType.ROW_WISE.value
+        return types if row_wise in types else [*types, row_wise]

@@ -1,0 +1,113 @@
+"""What TorchRec and FBGEMM do silently wrong with these tables, as errors before it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.types import ParameterSharding, ShardingType
+from torchrec.distributed.utils import optimizer_type_to_emb_opt_type
+
+from ..errors import BetError
+from .layout import Block
+from .module import BudgetedEmbeddingBagCollection
+
+_FUSED_ON_CPU = (
+    EmbOptimType.EXACT_SGD,
+    EmbOptimType.EXACT_ADAGRAD,
+    EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+)
+_UNFUSED = (EmbeddingComputeKernel.DENSE.value,)
+_ROW_SHARDED = (
+    ShardingType.ROW_WISE.value,
+    ShardingType.TABLE_ROW_WISE.value,
+    ShardingType.GRID_SHARD.value,
+)
+_FUSED_MULTIPLE = 4
+
+
+class ShardingError(BetError, ValueError):
+    """This sharding would train wrongly, or not at all; says what to change."""
+
+
+def check_sharding(
+    module: BudgetedEmbeddingBagCollection,
+    params: Mapping[str, ParameterSharding],
+    fused_params: Mapping[str, Any],
+    world_size: int,
+    device: torch.device,
+) -> None:
+    """Raise ShardingError where TorchRec would go wrong in silence; see the sharder."""
+    for own in module.blocks.values():
+        for block in own:
+            how = params[block.name]
+            _check_rows(block, how, world_size)
+            if how.compute_kernel not in _UNFUSED:
+                _check_width(block, how)
+                _check_optimizer(block, module.weight(block), fused_params, device)
+
+
+def _check_rows(block: Block, how: ParameterSharding, world_size: int) -> None:
+    if how.sharding_type not in _ROW_SHARDED or world_size == 1:
+        return
+    if block.stride == 1 and block.rows > 2:
+        raise ShardingError(
+            f"block {block.name!r}: row-wise shards of rows in rank order send most lookups to "
+            "the first rank: build the collection with row_order='interleaved', or shard this "
+            "block table-wise"
+        )
+    shards = how.sharding_spec.shards if how.sharding_spec is not None else []
+    if any(shard.shard_sizes[0] == 0 for shard in shards):
+        # FBGEMM then updates rows of *other* tables in the same kernel wrongly.
+        raise ShardingError(
+            f"block {block.name!r}: {block.rows} rows are too few for row-wise shards on "
+            f"{world_size} ranks, one would be empty: shard it table-wise (sharding_constraints "
+            "does so when it is told world_size)"
+        )
+
+
+def _check_width(block: Block, how: ParameterSharding) -> None:
+    widths = {block.width}
+    if how.sharding_spec is not None:
+        widths = {shard.shard_sizes[1] for shard in how.sharding_spec.shards}
+    wrong = sorted(width for width in widths if width % _FUSED_MULTIPLE)
+    if wrong:
+        raise ShardingError(
+            f"block {block.name!r}: FBGEMM's fused tables take widths that are multiples of "
+            f"{_FUSED_MULTIPLE}, got {', '.join(map(str, wrong))}: plan with such widths, "
+            "plan.coarsen(widths), or take dense kernels (with_dense_kernels)"
+        )
+
+
+def _check_optimizer(
+    block: Block, weight: nn.Parameter, fused_params: Mapping[str, Any], device: torch.device
+) -> None:
+    classes = getattr(weight, "_optimizer_classes", [None])
+    options = {**fused_params, **getattr(weight, "_optimizer_kwargs", [{}])[0]}
+    if classes[0] is not None:
+        options.setdefault("optimizer", optimizer_type_to_emb_opt_type(classes[0]))
+    optimizer = options.get("optimizer")
+    if optimizer is None:
+        raise ShardingError(
+            f"block {block.name!r}: a fused table without an optimizer trains with SGD at 0.01 in "
+            "silence: give the sharder fused_params={'optimizer': ..., 'learning_rate': ...}, call "
+            "apply_optimizer_in_backward first, or take dense kernels (with_dense_kernels)"
+        )
+    if device.type != "cpu":
+        return
+    if optimizer not in _FUSED_ON_CPU:
+        raise ShardingError(
+            f"block {block.name!r}: on CPU FBGEMM fuses SGD, Adagrad and row-wise Adagrad, got "
+            f"{getattr(optimizer, 'name', optimizer)}: take dense "
+            "kernels (with_dense_kernels) with a torch optimizer"
+        )
+    if options.get("weight_decay"):
+        raise ShardingError(
+            f"block {block.name!r}: FBGEMM ignores weight_decay on CPU, got "
+            f"{options['weight_decay']}: add it to the loss, or take dense kernels "
+            "(with_dense_kernels)"
+        )

@@ -1,0 +1,155 @@
+"""Small tables, a plan and batches that sharding tests share, and real processes to run them in."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
+
+from bet_torchrec import Budget, RowCounts, SizePlan
+from bet_torchrec.embeddings import BudgetedEmbeddingBagCollection
+
+BATCH = 12  # examples of a global batch: divides by 1, 2 and 3 ranks
+FEATURES = {"f1": "a", "f2": "a", "f3": "b"}
+
+
+def table_configs() -> list[EmbeddingBagConfig]:
+    """Two tables of unlike width and pooling, one of them with two features."""
+    return [
+        EmbeddingBagConfig(
+            name="a", num_embeddings=30, embedding_dim=16, feature_names=["f1", "f2"]
+        ),
+        EmbeddingBagConfig(
+            name="b",
+            num_embeddings=17,
+            embedding_dim=8,
+            feature_names=["f3"],
+            pooling=PoolingType.MEAN,
+        ),
+    ]
+
+
+def make_plan(seed: int = 0) -> SizePlan:
+    """Widths that fused tables take; every table has dropped rows, "b" ids that are no ranks."""
+    rng = np.random.default_rng(seed)
+    a = np.sort(rng.choice([0, 4, 8, 16], 30))[::-1].copy()
+    sizes = {"a": a, "b": rng.choice([0, 4, 8], 17)}
+    counts = {t.name: RowCounts.from_rows(np.arange(t.num_embeddings)[::-1].copy()) for t in TABLES}
+    return SizePlan.from_sizes(
+        TABLES, sizes, counts, budget=Budget.parameters(30 * 16 + 17 * 8), sizer="test"
+    )
+
+
+TABLES = table_configs()
+
+
+def full_tables(seed: int = 1) -> dict[str, torch.Tensor]:
+    """Starting values, rows x embedding_dim."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        t.name: torch.randn(t.num_embeddings, t.embedding_dim, generator=generator) for t in TABLES
+    }
+
+
+def masks(plan: SizePlan) -> dict[str, torch.Tensor]:
+    """1 where a row keeps an entry."""
+    return {
+        t.name: (
+            torch.arange(t.embedding_dim)[None] < torch.from_numpy(plan.sizes(t.name))[:, None]
+        ).float()
+        for t in TABLES
+    }
+
+
+def batch(step: int, rank: int = 0, world: int = 1) -> tuple[KeyedJaggedTensor, torch.Tensor]:
+    """A rank's part of a step's global batch: multi-hot bags, some empty, and targets (B, 40)."""
+    rng = np.random.default_rng(100 + step)
+    rows = {t.name: t.num_embeddings for t in TABLES}
+    lengths = {f: rng.integers(0, 4, BATCH) for f in FEATURES}
+    ids = {f: [rng.integers(0, rows[FEATURES[f]], n) for n in lengths[f]] for f in FEATURES}
+    target = torch.from_numpy(rng.standard_normal((BATCH, 40))).float()
+    own = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    values = np.concatenate([np.concatenate([[], *ids[f][own]]) for f in FEATURES]).astype(np.int64)
+    kjt = KeyedJaggedTensor(
+        keys=list(FEATURES),
+        values=torch.from_numpy(values),
+        lengths=torch.from_numpy(np.concatenate([lengths[f][own] for f in FEATURES])),
+    )
+    return kjt, target[own]
+
+
+def all_rows(module: Callable[[KeyedJaggedTensor], Any]) -> dict[str, torch.Tensor]:
+    """What a module holds, read by lookups of every id: {table: (rows, embedding_dim)}."""
+    rows = max(t.num_embeddings for t in TABLES)
+    ids = torch.arange(rows)
+    inside = [ids[: TABLES[0].num_embeddings], ids[:0], ids[: TABLES[1].num_embeddings]]
+    lengths = [(ids < n).long() for n in (len(inside[0]), 0, len(inside[2]))]
+    kjt = KeyedJaggedTensor(
+        keys=list(FEATURES), values=torch.cat(inside), lengths=torch.cat(lengths)
+    )
+    with torch.no_grad():
+        out = module(kjt).to_dict()
+    return {
+        t.name: out[f][: t.num_embeddings].clone()
+        for t, f in zip(TABLES, ("f1", "f3"), strict=True)
+    }
+
+
+def make_module(plan: SizePlan, **options: Any) -> BudgetedEmbeddingBagCollection:
+    """The collection under test."""
+    return BudgetedEmbeddingBagCollection(TABLES, plan, **options)
+
+
+def run_ranks(world: int, scene: Callable[..., Any], *args: Any) -> list[Any]:
+    """``scene(rank, world, *args)`` in real gloo processes; what each rank returned."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [
+        context.Process(target=_rank, args=(rank, world, port, scene, args, results))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    found = dict(results.get() for _ in processes)
+    for process in processes:
+        process.join()
+    failed = [value for value in found.values() if isinstance(value, _Failure)]
+    assert not failed, failed[0].text
+    return [found[rank] for rank in range(world)]
+
+
+class _Failure:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _rank(rank: int, world: int, port: int, scene: Any, args: Any, results: Any) -> None:
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(world),
+    )
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    try:
+        value = scene(rank, world, *args)
+    except BaseException:
+        value = _Failure(f"rank {rank}:\n{traceback.format_exc()}")
+    results.put((rank, value))
+    if not isinstance(value, _Failure):
+        dist.barrier()
+        dist.destroy_process_group()

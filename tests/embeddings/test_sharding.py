@@ -1,0 +1,140 @@
+"""Sharded collections against the masked full table in plain torch, in real gloo processes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from sharded_cases import (
+    TABLES,
+    all_rows,
+    batch,
+    full_tables,
+    make_module,
+    make_plan,
+    masks,
+    run_ranks,
+)
+
+STEPS = 20
+TYPES = ("table_wise", "row_wise", "column_wise", "data_parallel")
+OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam")
+LR = 0.05
+
+
+def reference(optimizer: str) -> dict[str, torch.Tensor]:
+    """{table: rows} after training full tables times their mask, in one process."""
+    plan = make_plan()
+    mask, start = masks(plan), full_tables()
+    tables = {name: torch.nn.Parameter(start[name] * mask[name]) for name in start}
+    square_sums = {name: torch.zeros(len(t)) for name, t in tables.items()}
+    made = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=LR),
+        "adagrad": lambda p: torch.optim.Adagrad(p, lr=LR, eps=1e-8),
+        "adam": lambda p: torch.optim.Adam(p, lr=LR),
+        "rowwise_adagrad": lambda p: None,
+    }[optimizer](list(tables.values()))
+    widths = {name: torch.from_numpy(plan.sizes(name)).float() for name in tables}
+    for step in range(STEPS):
+        kjt, target = batch(step)
+        bags = kjt.to_dict()
+        outputs = []
+        for table in TABLES:
+            for feature in table.feature_names:
+                rows = (tables[table.name] * mask[table.name])[bags[feature].values()]
+                example = torch.repeat_interleave(
+                    torch.arange(len(target)), bags[feature].lengths()
+                )
+                pooled = torch.zeros(len(target), table.embedding_dim).index_add(0, example, rows)
+                if table.pooling.value == "MEAN":
+                    pooled = pooled / bags[feature].lengths().clamp_min(1)[:, None]
+                outputs.append(pooled)
+        loss = (torch.cat(outputs, 1) - target).square().sum(1).mean()
+        loss.backward()
+        if made is None:  # row-wise Adagrad by its definition: the row's mean of squares
+            with torch.no_grad():
+                for name, table in tables.items():
+                    mean = table.grad.square().sum(1) / widths[name].clamp_min(1)
+                    square_sums[name] += mean
+                    step_size = LR / (square_sums[name].sqrt() + 1e-8)
+                    table -= table.grad * step_size[:, None]
+                    table.grad = None
+        else:
+            made.step()
+            made.zero_grad()
+    return {name: (t * mask[name]).detach() for name, t in tables.items()}
+
+
+def sharded(rank: int, world: int, cases: list[tuple[str, str, str]]) -> list[dict]:
+    """What each case's tables are after the same training, sharded."""
+    return [_train(rank, world, *case) for case in cases]
+
+
+def _train(rank: int, world: int, how: str, optimizer: str, layout: str) -> dict:
+    import torchrec
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+
+    from bet_torchrec.embeddings import (
+        BudgetedEmbeddingBagCollectionSharder,
+        sharding_constraints,
+        with_dense_kernels,
+    )
+
+    device = torch.device("cpu")
+    module = make_module(make_plan(), layout=layout, row_order="interleaved", device="meta")
+    dense = optimizer == "adam" or how == "data_parallel"
+    fused = {
+        "sgd": EmbOptimType.EXACT_SGD,
+        "adagrad": EmbOptimType.EXACT_ADAGRAD,
+        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        "adam": None,
+    }[optimizer]
+    sharder = BudgetedEmbeddingBagCollectionSharder(
+        fused_params=None if dense else {"optimizer": fused, "learning_rate": LR, "eps": 1e-8}
+    )
+    counts = {t.name: list(range(t.num_embeddings, 0, -1)) for t in TABLES}
+    constraints = sharding_constraints(module, counts, sharding_types=[how], world_size=world)
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(world_size=world, compute_device="cpu"), constraints=constraints
+    )
+    plan = planner.collective_plan(module, [sharder], torch.distributed.group.WORLD)
+    if dense:
+        plan = with_dense_kernels(plan)
+    model = torchrec.distributed.DistributedModelParallel(
+        module, device=device, plan=plan, sharders=[sharder]
+    )
+    model.module.load_full_tables(full_tables())
+    torch_optimizer = None
+    if dense:
+        made = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
+        torch_optimizer = made[optimizer](model.parameters(), lr=LR)
+    for step in range(STEPS):
+        kjt, target = batch(step, rank, world)
+        loss = (model(kjt).values() - target).square().sum(1).mean()
+        loss.backward()
+        if torch_optimizer is not None:
+            torch_optimizer.step()
+            torch_optimizer.zero_grad()
+    return {name: table.numpy() for name, table in all_rows(model).items()}
+
+
+CASES = [
+    (how, optimizer, layout)
+    for how, optimizer, layout in itertools.product(TYPES, OPTIMIZERS, ("bucketed", "prefix"))
+    # data-parallel tables take torch's optimizers; a row-wise state has one value a row *and block*
+    if not (optimizer == "rowwise_adagrad" and (how != "table_wise" or layout == "prefix"))
+]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("world", [2, 3])
+def test_sharded_training_is_the_masked_full_table_s(world: int) -> None:
+    expected = {optimizer: reference(optimizer) for optimizer in OPTIMIZERS}
+    for rank, results in enumerate(run_ranks(world, sharded, CASES)):
+        for case, tables in zip(CASES, results, strict=True):
+            tolerance = 1e-6 if case[1] == "sgd" else 1e-5
+            for name, table in tables.items():
+                error = (torch.from_numpy(table) - expected[case[1]][name]).abs().max().item()
+                assert error <= tolerance, (rank, case, name, error)
