@@ -53,8 +53,7 @@ class Merger:
         """
         pieces, source = [], 0
         for key, width in zip(pooled.keys(), pooled.length_per_key(), strict=True):
-            if key in self._pieces:
-                pieces.append(Piece(source, self._pieces[key][0], width))
+            pieces.append(Piece(source, self._pieces[key][0], width))
             source += width
         values = pooled.values()
         side_by_side = all(piece.source == piece.target for piece in pieces)
@@ -76,7 +75,7 @@ class _Placed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, pieces: tuple[Piece, ...], width: int) -> Tensor:
-        ctx.pieces, ctx.columns = pieces, values.shape[1]
+        ctx.pieces = pieces
         out = values.new_zeros(values.shape[0], width)
         for piece in pieces:
             out.narrow(1, piece.target, piece.width).add_(
@@ -87,11 +86,6 @@ class _Placed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        back = gradient.new_empty(gradient.shape[0], ctx.columns)
-        if sum(piece.width for piece in ctx.pieces) < ctx.columns:
-            back.zero_()
-        for piece in ctx.pieces:
-            back.narrow(1, piece.source, piece.width).copy_(
-                gradient.narrow(1, piece.target, piece.width)
-            )
-        return back, None, None
+        parts = [gradient.narrow(1, piece.target, piece.width) for piece in ctx.pieces]
+        # Pieces come in the order of the source: side by side they are its columns, all of them.
+        return torch.cat(parts, dim=1), None, None

@@ -76,6 +76,7 @@ class Router:
             for k, block in enumerate(own):
                 ends = block.first_rank + block.rows
                 table[:, k, s] = block.first_rank, ends, block.stride, block.rows
+        self._lower_bounded = any(b.first_rank for own in per_slot for b in own)
         self._interleaved = any(b.stride != 1 for own in per_slot for b in own)
         self._host = {"blocks": torch.from_numpy(table), "rows": torch.tensor(self._rows)}
         self._add_id_maps(plans)
@@ -130,20 +131,22 @@ class Router:
         first, end, stride, rows = (
             part if slot_of is None else part[:, slot_of] for part in at["blocks"].unbind()
         )
-        inside = (ranks >= first) & (ranks < end)
-        local = ranks - first
+        inside = ranks < end
+        if self._lower_bounded:
+            inside &= ranks >= first
+        local = ranks - first if self._lower_bounded else ranks.expand(len(end), -1)
         if self._interleaved:
             local = local * stride % rows
-        routed, host = _bag_lengths(inside, features.offsets(), batch, count, bad)
+        routed, host = _bag_lengths(inside, features, bad)
         if host.pop():
             self._report(features)
-        chosen = torch.nonzero_static(inside.view(-1), size=sum(host)).squeeze(1)
+        chosen = _true_places(inside.view(-1), sum(host))
         weights = features.weights_or_none()
         if weights is not None:
-            weights = weights.expand(len(first), -1).reshape(-1)[chosen]
+            weights = weights.expand(len(first), -1).reshape(-1).index_select(0, chosen)
         by_block = KeyedJaggedTensor(
             keys=[str(pair) for pair in range(len(host))],
-            values=local.view(-1)[chosen],
+            values=local.reshape(-1).index_select(0, chosen),
             weights=weights,
             lengths=routed.view(-1),
             stride=batch,
@@ -222,13 +225,27 @@ def _out_of_range(ids: Tensor, rows: Tensor) -> Tensor:
 
 
 def _bag_lengths(
-    inside: Tensor, offsets: Tensor, batch: int, slots: int, bad: Tensor
+    inside: Tensor, features: KeyedJaggedTensor, bad: Tensor
 ) -> tuple[Tensor, list[int]]:
-    """Bag lengths (K, slots * batch), and on the host each (block, slot)'s sum, then ``bad``.
+    """Bag lengths (K, slots * B), and on the host each (block, slot)'s sum, then ``bad``.
 
     The only place where the host waits for the device.
     """
-    before = F.pad(inside.cumsum(dim=1), (1, 0))
-    lengths = before[:, offsets].diff(dim=1)
-    sums = lengths.view(len(inside) * slots, batch).sum(dim=1)
-    return lengths, torch.cat([sums, bad]).tolist()
+    lengths, batch = features.lengths(), features.stride()
+    if lengths.device.type == "cpu" and _all_one(lengths, inside.shape[1]):
+        routed = inside.long()
+    else:
+        routed = F.pad(inside.cumsum(dim=1), (1, 0))[:, features.offsets()].diff(dim=1)
+    sums = routed.view(len(inside) * len(features.keys()), batch).sum(dim=1)
+    return routed, torch.cat([sums, bad]).tolist()
+
+
+def _all_one(lengths: Tensor, values: int) -> bool:
+    return lengths.numel() == values and values > 0 and bool((lengths == 1).all())
+
+
+def _true_places(mask: Tensor, count: int) -> Tensor:
+    """int64 (count,): where ``mask`` is true."""
+    if mask.device.type == "cpu":
+        return mask.nonzero().squeeze(1)
+    return torch.nonzero_static(mask, size=count).squeeze(1)  # does not wait for the device

@@ -7,12 +7,13 @@ because TorchRec looks sharders up by exact type.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from torch import Tensor, nn
 from torchrec.distributed.embedding_types import (
     BaseEmbeddingSharder,
@@ -147,7 +148,10 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
         {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.1}; or set optimizers
         by ``apply_optimizer_in_backward``.
 
-    Offers row-wise sharding on CPU too. For torch's own optimizers (Adam on CPU), see
+    sharding_types: offered to TorchRec's planner; its own for the device unless given. Row-wise
+        sharding on CPU, which works too, has to be asked for.
+
+    For torch's own optimizers (Adam on CPU), see
     ``with_dense_kernels``; for balanced plans, ``sharding_constraints``.
 
     Raises on sharding:
@@ -160,8 +164,14 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
         self,
         fused_params: Mapping[str, Any] | None = None,
         qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
+        *,
+        sharding_types: Sequence[str] | None = None,
     ) -> None:
-        params = dict(fused_params) if fused_params is not None else None
+        self._sharding_types = sharding_types
+        params = None
+        if fused_params is not None:
+            # The router has checked every id already.
+            params = {"bounds_check_mode": BoundsCheckMode.NONE, **fused_params}
         super().__init__(fused_params=params, qcomm_codecs_registry=qcomm_codecs_registry)
         self._inner = EmbeddingBagCollectionSharder(
             fused_params=params, qcomm_codecs_registry=qcomm_codecs_registry
@@ -199,7 +209,14 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
         return ShardedBudgetedEmbeddingBagCollection
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        """As TorchRec's, with row-wise on CPU."""
+        """What the planner may choose from.
+
+        TorchRec's own, but data-parallel where ``fused_params`` has an optimizer: it never reaches
+        data-parallel tables, which would wait for one of torch's.
+        """
+        if self._sharding_types is not None:
+            return list(self._sharding_types)
         types = super().sharding_types(compute_device_type)
-        row_wise = ShardingType.ROW_WISE.value
-        return types if row_wise in types else [*types, row_wise]
+        if (self.fused_params or {}).get("optimizer") is not None:
+            types.remove(ShardingType.DATA_PARALLEL.value)
+        return types

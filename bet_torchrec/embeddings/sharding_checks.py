@@ -49,6 +49,13 @@ def check_sharding(
             if how.compute_kernel not in _UNFUSED:
                 _check_width(block, how)
                 _check_optimizer(block, module.weight(block), fused_params, device)
+            elif hasattr(module.weight(block), "_optimizer_classes"):
+                raise ShardingError(
+                    f"block {block.name!r}: TorchRec drops what apply_optimizer_in_backward set on "
+                    f"a table with a dense kernel ({how.sharding_type}), which would never train: "
+                    "give the sharder fused_params={'optimizer': ...} instead, or "
+                    "sharding_types=['table_wise']"
+                )
 
 
 def _check_rows(block: Block, how: ParameterSharding, world_size: int) -> None:

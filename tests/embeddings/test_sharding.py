@@ -92,7 +92,8 @@ def _train(rank: int, world: int, how: str, optimizer: str, layout: str) -> dict
         "adam": None,
     }[optimizer]
     sharder = BudgetedEmbeddingBagCollectionSharder(
-        fused_params=None if dense else {"optimizer": fused, "learning_rate": LR, "eps": 1e-8}
+        fused_params=None if dense else {"optimizer": fused, "learning_rate": LR, "eps": 1e-8},
+        sharding_types=TYPES,
     )
     counts = {t.name: list(range(t.num_embeddings, 0, -1)) for t in TABLES}
     constraints = sharding_constraints(module, counts, sharding_types=[how], world_size=world)
