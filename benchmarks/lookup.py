@@ -5,8 +5,9 @@
 
 One table of --rows rows, full width 128, one id a bag; the plan halves the rows from each width to
 the next. All take the same ids and gradients, by turns. FBGEMM's tables, ours among them, are
-trained through DistributedModelParallel in one process with fused optimizers. Ratios are to the
-full-width FBGEMM table: above 1 is faster. "equal size" has the plan's bytes in one narrow table
+trained through DistributedModelParallel in one process with fused optimizers; "bare" is FBGEMM's
+kernel without any module around it. "own step" is FusedBudgetedEmbeddingBagCollection, CPU only.
+Ratios are to the full-width FBGEMM table: above 1 is faster. "equal size" has the plan's bytes in one narrow table
 (its output is narrow too). "E * mask" is what published code does, "masked rows" what one would
 write by hand. On CPU all run with freed memory kept by the process (see training/memory.py).
 """
@@ -24,6 +25,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from common import parser, save, setup, show
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    ComputeDevice,
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
@@ -35,6 +41,7 @@ from bet_torchrec.embeddings import (
     BudgetedEmbeddingBagCollection,
     BudgetedEmbeddingBagCollectionSharder,
 )
+from bet_torchrec.embeddings.fused import FusedBudgetedEmbeddingBagCollection
 from bet_torchrec.planning.plan import Bucket, TablePlan
 from bet_torchrec.training.memory import heap_for_large_arrays
 
@@ -78,6 +85,35 @@ def fused(module: nn.Module, sharder: EmbeddingBagCollectionSharder, device: str
     def step(bags: KeyedJaggedTensor, gradient: Tensor) -> None:
         values = model(bags).values()
         values.backward(gradient[:, : values.shape[1]].contiguous())
+
+    return step
+
+
+def bare(rows: int, optimizer: str, device: str) -> Step:
+    """FBGEMM's kernel over the full table, ids checked as it does by default."""
+    where = (EmbeddingLocation.HOST, ComputeDevice.CPU)
+    if device == "cuda":
+        where = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA)
+    kernel = SplitTableBatchedEmbeddingBagsCodegen(
+        [(rows, DIM, *where)],
+        optimizer=FUSED[optimizer],
+        learning_rate=LR,
+        pooling_mode=PoolingMode.SUM,
+    )
+    for weight in kernel.split_embedding_weights():
+        weight.uniform_(-0.1, 0.1)
+
+    def step(bags: KeyedJaggedTensor, gradient: Tensor) -> None:
+        kernel(bags.values(), bags.offsets()).backward(gradient)
+
+    return step
+
+
+def own_step(module: BudgetedEmbeddingBagCollection, optimizer: str) -> Step:
+    model = FusedBudgetedEmbeddingBagCollection(module, optimizer=optimizer, lr=LR)
+
+    def step(bags: KeyedJaggedTensor, gradient: Tensor) -> None:
+        model(bags).values().backward(gradient)
 
     return step
 
@@ -152,6 +188,7 @@ def contenders(rows: int, optimizer: str, counts: list[int], device: str) -> dic
         "full width": fused(
             EmbeddingBagCollection(config(rows), device=meta), FullTable(options), device
         ),
+        "full width, bare": bare(rows, optimizer, device),
         f"equal size ({equal})": fused(
             EmbeddingBagCollection(config(rows, equal), device=meta), FullTable(options), device
         ),
@@ -163,6 +200,11 @@ def contenders(rows: int, optimizer: str, counts: list[int], device: str) -> dic
             )
             sharder = BudgetedEmbeddingBagCollectionSharder(options, sharding_types=table_wise)
             made[f"{layout}, {count} widths"] = fused(module, sharder, device)
+    if device == "cpu":
+        for count in counts:
+            plan_ = halving_plan(rows, WIDTHS[count])
+            module = BudgetedEmbeddingBagCollection(config(rows), plan_)
+            made[f"own step, {count} widths"] = own_step(module, optimizer)
     made["masked rows"] = masked(rows, plan, optimizer, device, whole=False)
     made["E * mask"] = masked(rows, plan, optimizer, device, whole=True)
     return made
@@ -173,7 +215,7 @@ def moved_bytes(name: str, bags: list[KeyedJaggedTensor], rows: int, optimizer: 
 
     Each looked-up row is counted once a batch for the update, as often as it occurs before.
     """
-    count = int(name.split(",")[1].split()[0]) if "," in name else None
+    count = int(name.split(",")[1].split()[0]) if "widths" in name else None
     sizes = halving_plan(rows, WIDTHS[count]).sizes("t") if count else np.full(rows, DIM)
     total = 0.0
     for kjt in bags:

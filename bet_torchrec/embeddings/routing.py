@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -89,10 +90,8 @@ class Router:
         total = 0
         for name in dict.fromkeys(slot.table for slot in self.slots):
             if (order := plans[name].order) is not None:
-                rank_of = np.empty(len(order), dtype=np.int32)
-                rank_of[order] = np.arange(len(order), dtype=np.int32)
                 starts[name], total = total, total + len(order)
-                maps.append(torch.from_numpy(rank_of))
+                maps.append(torch.from_numpy(rank_of_id(order)))
         self._mapped = [slot.table in starts for slot in self.slots]
         if maps:
             self._host["map"] = torch.cat(maps) if len(maps) > 1 else maps[0]
@@ -139,7 +138,7 @@ class Router:
             local = local * stride % rows
         routed, host = _bag_lengths(inside, features, bad)
         if host.pop():
-            self._report(features)
+            self.report(features)
         chosen = _true_places(inside.view(-1), sum(host))
         weights = features.weights_or_none()
         if weights is not None:
@@ -205,7 +204,8 @@ class Router:
         ranks = at["map"][place.where(mapped, 0)].long()
         return ranks if all(self._mapped) else ranks.where(mapped, ids)
 
-    def _report(self, features: KeyedJaggedTensor) -> None:
+    def report(self, features: KeyedJaggedTensor) -> None:
+        """Raise IdRangeError for the first feature with an id out of range."""
         for slot, rows, bags in zip(
             self.slots, self._rows, features.to_dict().values(), strict=False
         ):
@@ -217,6 +217,13 @@ class Router:
                     f"{rows - 1}, got {wrong[0].item()} (and {len(wrong) - 1} more): map unknown "
                     "ids to a row of their own, or leave them out of the bag"
                 )
+
+
+def rank_of_id(order: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The inverse of order[rank] = id."""
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(order), dtype=order.dtype)
+    return ranks
 
 
 def _out_of_range(ids: Tensor, rows: Tensor) -> Tensor:

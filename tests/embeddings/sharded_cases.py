@@ -103,6 +103,49 @@ def all_rows(module: Callable[[KeyedJaggedTensor], Any]) -> dict[str, torch.Tens
     }
 
 
+def reference(optimizer: str, steps: int, lr: float) -> dict[str, torch.Tensor]:
+    """{table: rows} after training full tables times their mask, in one process."""
+    plan = make_plan()
+    mask, start = masks(plan), full_tables()
+    tables = {name: torch.nn.Parameter(start[name] * mask[name]) for name in start}
+    square_sums = {name: torch.zeros(len(t)) for name, t in tables.items()}
+    made = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=lr),
+        "adagrad": lambda p: torch.optim.Adagrad(p, lr=lr, eps=1e-8),
+        "adam": lambda p: torch.optim.Adam(p, lr=lr),
+        "rowwise_adagrad": lambda p: None,
+    }[optimizer](list(tables.values()))
+    widths = {name: torch.from_numpy(plan.sizes(name)).float() for name in tables}
+    for step in range(steps):
+        kjt, target = batch(step)
+        bags = kjt.to_dict()
+        outputs = []
+        for table in TABLES:
+            for feature in table.feature_names:
+                rows = (tables[table.name] * mask[table.name])[bags[feature].values()]
+                example = torch.repeat_interleave(
+                    torch.arange(len(target)), bags[feature].lengths()
+                )
+                pooled = torch.zeros(len(target), table.embedding_dim).index_add(0, example, rows)
+                if table.pooling.value == "MEAN":
+                    pooled = pooled / bags[feature].lengths().clamp_min(1)[:, None]
+                outputs.append(pooled)
+        loss = (torch.cat(outputs, 1) - target).square().sum(1).mean()
+        loss.backward()
+        if made is None:  # row-wise Adagrad by its definition: the row's mean of squares
+            with torch.no_grad():
+                for name, table in tables.items():
+                    mean = table.grad.square().sum(1) / widths[name].clamp_min(1)
+                    square_sums[name] += mean
+                    step_size = lr / (square_sums[name].sqrt() + 1e-8)
+                    table -= table.grad * step_size[:, None]
+                    table.grad = None
+        else:
+            made.step()
+            made.zero_grad()
+    return {name: (t * mask[name]).detach() for name, t in tables.items()}
+
+
 def make_module(plan: SizePlan, **options: Any) -> BudgetedEmbeddingBagCollection:
     """The collection under test."""
     return BudgetedEmbeddingBagCollection(TABLES, plan, **options)

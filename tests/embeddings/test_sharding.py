@@ -13,7 +13,7 @@ from sharded_cases import (
     full_tables,
     make_module,
     make_plan,
-    masks,
+    reference,
     run_ranks,
 )
 
@@ -21,49 +21,6 @@ STEPS = 20
 TYPES = ("table_wise", "row_wise", "column_wise", "data_parallel")
 OPTIMIZERS = ("sgd", "adagrad", "rowwise_adagrad", "adam")
 LR = 0.05
-
-
-def reference(optimizer: str) -> dict[str, torch.Tensor]:
-    """{table: rows} after training full tables times their mask, in one process."""
-    plan = make_plan()
-    mask, start = masks(plan), full_tables()
-    tables = {name: torch.nn.Parameter(start[name] * mask[name]) for name in start}
-    square_sums = {name: torch.zeros(len(t)) for name, t in tables.items()}
-    made = {
-        "sgd": lambda p: torch.optim.SGD(p, lr=LR),
-        "adagrad": lambda p: torch.optim.Adagrad(p, lr=LR, eps=1e-8),
-        "adam": lambda p: torch.optim.Adam(p, lr=LR),
-        "rowwise_adagrad": lambda p: None,
-    }[optimizer](list(tables.values()))
-    widths = {name: torch.from_numpy(plan.sizes(name)).float() for name in tables}
-    for step in range(STEPS):
-        kjt, target = batch(step)
-        bags = kjt.to_dict()
-        outputs = []
-        for table in TABLES:
-            for feature in table.feature_names:
-                rows = (tables[table.name] * mask[table.name])[bags[feature].values()]
-                example = torch.repeat_interleave(
-                    torch.arange(len(target)), bags[feature].lengths()
-                )
-                pooled = torch.zeros(len(target), table.embedding_dim).index_add(0, example, rows)
-                if table.pooling.value == "MEAN":
-                    pooled = pooled / bags[feature].lengths().clamp_min(1)[:, None]
-                outputs.append(pooled)
-        loss = (torch.cat(outputs, 1) - target).square().sum(1).mean()
-        loss.backward()
-        if made is None:  # row-wise Adagrad by its definition: the row's mean of squares
-            with torch.no_grad():
-                for name, table in tables.items():
-                    mean = table.grad.square().sum(1) / widths[name].clamp_min(1)
-                    square_sums[name] += mean
-                    step_size = LR / (square_sums[name].sqrt() + 1e-8)
-                    table -= table.grad * step_size[:, None]
-                    table.grad = None
-        else:
-            made.step()
-            made.zero_grad()
-    return {name: (t * mask[name]).detach() for name, t in tables.items()}
 
 
 def sharded(rank: int, world: int, cases: list[tuple[str, str, str]]) -> list[dict]:
@@ -132,7 +89,7 @@ CASES = [
 @pytest.mark.distributed
 @pytest.mark.parametrize("world", [2, 3])
 def test_sharded_training_is_the_masked_full_table_s(world: int) -> None:
-    expected = {optimizer: reference(optimizer) for optimizer in OPTIMIZERS}
+    expected = {optimizer: reference(optimizer, STEPS, LR) for optimizer in OPTIMIZERS}
     for rank, results in enumerate(run_ranks(world, sharded, CASES)):
         for case, tables in zip(CASES, results, strict=True):
             tolerance = 1e-6 if case[1] == "sgd" else 1e-5
