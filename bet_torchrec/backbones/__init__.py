@@ -4,6 +4,7 @@ from .lightgcn import LightGCN
 from .make import BACKBONES, make_backbone
 from .ncf import NCF
 from .ngcf import NGCF
+from .partition import PartitionedGraph
 from .propagation import BipartiteGraph
 from .protocol import Backbone, BPRTerms, EmbeddingModule, principal_axes
 
@@ -16,6 +17,7 @@ __all__ = [
     "BipartiteGraph",
     "EmbeddingModule",
     "LightGCN",
+    "PartitionedGraph",
     "make_backbone",
     "principal_axes",
 ]

@@ -36,10 +36,11 @@ class LightGCN(nn.Module):
         return {"user": self.graph.num_users, "item": self.graph.num_items}
 
     def final(self, embedding: EmbeddingModule) -> tuple[Tensor, Tensor]:
-        """Final rows, (U, D) and (I, D), whose inner products are the scores; differentiable."""
-        return self.graph.layer_mean(
-            embedding.table("user"), embedding.table("item"), layers=self.layers
-        )
+        """Final rows, (U, D) and (I, D), whose inner products are the scores; differentiable.
+
+        On a partitioned graph, this process's share of them.
+        """
+        return self.graph.layer_mean(*self.graph.tables(embedding), layers=self.layers)
 
     def forward(
         self,
@@ -51,8 +52,7 @@ class LightGCN(nn.Module):
         generator: torch.Generator | None = None,
     ) -> BPRTerms:
         user, items, l2 = self.graph.layer_mean_rows(
-            embedding.table("user"),
-            embedding.table("item"),
+            *self.graph.tables(embedding),
             users,
             torch.cat([positives, negatives]),
             layers=self.layers,
@@ -62,7 +62,7 @@ class LightGCN(nn.Module):
 
     def scores(self, embedding: EmbeddingModule) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            return self.final(embedding)
+            return self.graph.whole(*self.final(embedding))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Nothing to draw: LightGCN has no weights beside its tables."""

@@ -77,8 +77,11 @@ class NGCF(nn.Module):
         self.rotated.fill_(False)
 
     def final(self, embedding: EmbeddingModule) -> tuple[Tensor, Tensor]:
-        """Final rows (U, D + sum of layers) and (I, ...) without dropout; differentiable."""
-        return self._rows(embedding.table("user"), embedding.table("item"), None, None, None)
+        """Final rows (U, D + sum of layers) and (I, ...) without dropout; differentiable.
+
+        On a partitioned graph, this process's share of them.
+        """
+        return self._rows(embedding, None, None, None)
 
     def forward(
         self,
@@ -90,17 +93,16 @@ class NGCF(nn.Module):
         generator: torch.Generator | None = None,
     ) -> BPRTerms:
         items = torch.cat([positives, negatives])
-        user_table, item_table = embedding.table("user"), embedding.table("item")
-        user, item = self._rows(user_table, item_table, users, items, generator)
+        user, item = self._rows(embedding, users, items, generator)
         positive, negative = item.chunk(2)
-        l2 = F.embedding(users, user_table).square().sum()
-        l2 = l2 + F.embedding(items, item_table).square().sum()
+        # The first part is the table's own rows, perhaps rotated, which leaves their norms.
+        width = user.shape[1] - sum(w.shape[1] for w in self.sum_weights)
+        l2 = user[:, :width].square().sum() + item[:, :width].square().sum()
         return BPRTerms(margin=(user * (positive - negative)).sum(dim=1), l2=l2 / 2)
 
     def _rows(
         self,
-        user_table: Tensor,
-        item_table: Tensor,
+        embedding: EmbeddingModule,
         users: Tensor | None,
         items: Tensor | None,
         generator: torch.Generator | None,
@@ -109,22 +111,23 @@ class NGCF(nn.Module):
 
         (So an id that comes twice in a batch has two masks of message dropout in that layer.)
         """
-        user, item = self._turned_back(user_table), self._turned_back(item_table)
-        user_parts, item_parts = [_take(user, users)], [_take(item, items)]
+        pick_user, pick_item = self.graph.picker(users), self.graph.picker(items)
+        user, item = map(self._turned_back, self.graph.tables(embedding))
+        user_parts, item_parts = [pick_user(user)], [pick_item(item)]
         last = len(self.sum_weights) - 1
         for layer, (w1, w2) in enumerate(zip(self.sum_weights, self.product_weights, strict=True)):
             near_user, near_item = self.graph.propagate(
                 self._drop_nodes(user, generator), self._drop_nodes(item, generator)
             )
             if layer == last:
-                near_user, near_item = _take(near_user, users), _take(near_item, items)
-                user, item = user_parts[0] if last == 0 else _take(user, users), _take(item, items)
+                near_user, near_item = pick_user(near_user), pick_item(near_item)
+                user, item = pick_user(user), pick_item(item)
             width = user.shape[1]
             user = self._layer(user, near_user, w1[:width], w2[:width], generator)
             item = self._layer(item, near_item, w1[:width], w2[:width], generator)
             ended = layer == last
-            user_parts.append(F.normalize(user if ended else _take(user, users)))
-            item_parts.append(F.normalize(item if ended else _take(item, items)))
+            user_parts.append(F.normalize(user if ended else pick_user(user)))
+            item_parts.append(F.normalize(item if ended else pick_item(item)))
         return torch.cat(user_parts, dim=1), torch.cat(item_parts, dim=1)
 
     def _layer(
@@ -146,7 +149,7 @@ class NGCF(nn.Module):
 
     def scores(self, embedding: EmbeddingModule) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            return self.final(embedding)
+            return self.graph.whole(*self.final(embedding))
 
     @torch.no_grad()
     def rotate(self, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,10 +159,6 @@ class NGCF(nn.Module):
         self.axes.copy_(self.axes @ axes)
         self.rotated.fill_(True)
         return {name: table @ axes for name, table in tables.items()}
-
-
-def _take(rows: Tensor, ids: Tensor | None) -> Tensor:
-    return rows if ids is None else F.embedding(ids, rows)
 
 
 def _mask(

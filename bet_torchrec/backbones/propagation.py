@@ -11,7 +11,8 @@ Shapes: U users, I items, E edges (distinct interactions), D width.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,12 +24,21 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import InvalidInputError
 
+if TYPE_CHECKING:
+    from .protocol import EmbeddingModule
+
+Pick: TypeAlias = Callable[[Tensor], Tensor]
+
 
 class BipartiteGraph(nn.Module):
     """The normalised adjacency of distinct interactions, ready for products.
 
     interactions: (U, I) sparse matrix whose stored non-zero entries are the edges (whatever their
         value: an interaction that occurs twice is one edge). Rows without edges read as zeros.
+
+    A model of it reads its tables by ``tables``, rows of some ids by ``picker``, and gives final
+    rows away by ``whole``; then it also runs on a graph that several processes share, of which each
+    only has its own rows (``PartitionedGraph``).
     """
 
     users_columns: Tensor
@@ -74,6 +84,21 @@ class BipartiteGraph(nn.Module):
         """Distinct interactions."""
         return int(self.users_columns.numel())
 
+    def tables(self, embedding: EmbeddingModule) -> tuple[Tensor, Tensor]:
+        """The "user" and "item" rows that this process computes with: here all of them."""
+        return embedding.table("user"), embedding.table("item")
+
+    def picker(self, ids: Tensor | None) -> Pick:
+        """A differentiable function: this process's rows -> the rows of int64 ids (B,).
+
+        Without ids the rows as they are.
+        """
+        return _as_they_are if ids is None else lambda rows: F.embedding(ids, rows)
+
+    def whole(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """All users' and all items' rows in id order, out of this process's. No autograd."""
+        return users, items
+
     def to_users(self, items_ID: Tensor, scale: float = 1.0) -> Tensor:
         """scale * R @ items, (U, D). No autograd: see ``propagate``."""
         return _bag(items_ID, self.users_columns, self.users_offsets, self.users_weights, scale)
@@ -114,6 +139,10 @@ class BipartiteGraph(nn.Module):
         of the tables, but with one gradient a table, in which the norm's part is added in place.
         """
         return _LayerMeanRows.apply(self, layers, users_UD, items_ID, users, items)
+
+
+def _as_they_are(rows: Tensor) -> Tensor:
+    return rows
 
 
 def _inverse_root(degrees: NDArray[Any]) -> NDArray[np.float64]:

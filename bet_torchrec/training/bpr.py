@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,10 @@ from tqdm import tqdm
 
 from ..backbones.protocol import BPRTerms
 from ..errors import BetError, InvalidInputError
-from .checkpoint import (
-    CheckpointError,
-    load_state,
-    optimizer_tensors,
-    restore_optimizer,
-    save_state,
-)
+from .checkpoint import Checkpointer, FileCheckpointer
 from .memory import heap_for_large_arrays
+from .optimizers import MakeOptimizer, Optimizers, adam
+from .ranks import Alone, Ranks
 from .sampling import BPRSampler
 from .settings import TrainSettings
 
@@ -59,11 +56,15 @@ class TrainResult:
     stopped: str
 
 
-def bpr_loss(terms: BPRTerms, l2: float) -> Tensor:
-    """mean softplus(-margin) + l2 / B * (half the squared norm of the batch's rows)."""
-    loss = F.softplus(-terms.margin).mean()
+def bpr_loss(terms: BPRTerms, l2: float, *, examples: float | None = None) -> Tensor:
+    """(sum of softplus(-margin) + l2 * half the squared norm of the batch's rows) / examples.
+
+    examples: B, the number of examples, unless given.
+    """
+    examples = len(terms.margin) if examples is None else examples
+    loss = F.softplus(-terms.margin).sum() / examples
     if l2:
-        loss = loss + terms.l2 * (l2 / len(terms.margin))
+        loss = loss + terms.l2 * (l2 / examples)
     return loss
 
 
@@ -75,28 +76,41 @@ def train_bpr(
     *,
     seed: int,
     validate: Callable[[], float] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | Checkpointer | None = None,
     log: Path | None = None,
     progress: bool = False,
     on_step: Callable[[int], None] | None = None,
+    ranks: Ranks | None = None,
+    make_optimizer: MakeOptimizer = adam,
 ) -> TrainResult:
     """Train in place; ends with the weights of the best validation loaded.
 
     validate: the current weights' quality, higher is better; called every
         ``settings.validate_every`` steps and at the end. Without it the last weights are kept.
     checkpoint: saved at every validation; where the file exists, training continues from it.
-    log: JSON lines, one a validation, appended to. progress: a progress bar on stderr.
+        (A path is for one process; ranks need a ``Checkpointer``.)
+    log: JSON lines, one a validation, appended to. progress: a progress bar on stderr. In a sharded
+        run, of the first rank.
     on_step: called after every step with the number of steps done.
+    ranks: ``Peers(process_group)`` to train on all ranks of a group, each of which calls this with
+        the same arguments and its part of the tables; "batch_size" is the global batch's.
+    make_optimizer: of all weights but those of fused tables, which update themselves; both take
+        their learning rate from ``settings``.
     Ctrl-C leaves the checkpoint of the last validation behind.
 
     Raises:
         DivergedError: the loss is not finite. CheckpointError: the checkpoint is another run's.
+        CollectiveError: ranks disagree on the run, or another rank's validation failed.
     """
-    run = _Run(backbone, embedding, train, settings, seed)
-    if checkpoint is not None and Path(checkpoint).exists():
-        run.load(Path(checkpoint))
+    ranks = Alone() if ranks is None else ranks
+    first = ranks.rank == 0
+    run = _Run(backbone, embedding, train, settings, seed, ranks, make_optimizer)
+    saver = _saver(checkpoint, ranks)
+    if saver is not None:
+        run.load(saver)
     total = settings.max_epochs * run.sampler.steps_per_epoch
-    bar = tqdm(total=total, initial=run.step, desc="training", unit="step", disable=not progress)
+    shown = progress and first
+    bar = tqdm(total=total, initial=run.step, desc="training", unit="step", disable=not shown)
     with heap_for_large_arrays(), bar:
         while run.step < total and not run.stopped:
             loss = run.train_step()
@@ -106,19 +120,29 @@ def train_bpr(
             last = run.step == total
             if not last and run.step % settings.validate_every:
                 continue
-            if not math.isfinite(value := loss.item()):
+            if not math.isfinite(value := ranks.mean("the loss", loss.item)):
                 raise DivergedError(
                     f"the loss is {value} after {run.step} steps: lower lr (now {settings.lr}) "
                     "or init_std"
                 )
             if validate is not None:
-                run.keep_if_better(validate())
+                run.keep_if_better(ranks.mean("validation", validate))
                 bar.set_postfix(loss=f"{value:.4f}", best=f"{run.best_quality:.4f}")
-            if log is not None:
+            if log is not None and first:
                 _append(Path(log), run.line(value))
-            if checkpoint is not None:
-                run.save(Path(checkpoint))
+            if saver is not None:
+                run.save(saver)
     return run.result()
+
+
+def _saver(checkpoint: Path | Checkpointer | None, ranks: Ranks) -> Checkpointer | None:
+    if not isinstance(checkpoint, (str, Path)):
+        return checkpoint
+    if ranks.size > 1:
+        raise InvalidInputError(
+            f"a checkpoint in one file ({checkpoint}) is for one process: pass a Checkpointer"
+        )
+    return FileCheckpointer(Path(checkpoint))
 
 
 class _Run:
@@ -131,22 +155,23 @@ class _Run:
         train: Interactions,
         settings: TrainSettings,
         seed: int,
+        ranks: Ranks,
+        make_optimizer: MakeOptimizer,
     ) -> None:
-        self.backbone, self.embedding, self.settings, self.seed = (
-            backbone,
-            embedding,
-            settings,
-            seed,
-        )
+        self.settings, self.seed, self.ranks = settings, seed, ranks
+        self.backbone, self.embedding = backbone, embedding
         self.sampler = BPRSampler(
             train, batch_size=settings.batch_size, how=settings.sampler, seed=seed
         )
         self.model = nn.ModuleDict({"embedding": embedding, "backbone": backbone})
-        parameters = [p for p in self.model.parameters() if p.requires_grad and p.numel()]
-        if not parameters:
+        if ranks.size == 1 and not any(map(_trains, self.model.parameters())):
             raise InvalidInputError("there is nothing to train: every row has size 0")
-        self.device = parameters[0].device
-        self.optimizer = torch.optim.Adam(parameters, lr=settings.lr, fused=True)
+        self.device = _device(self.model)
+        self.optimizer = Optimizers(self.model, make_optimizer)
+        # Sharded tables name their weights that are whole on every rank, others are all so.
+        replicated = getattr(embedding, "replicated", embedding.parameters)
+        self.replicated = [*replicated(), *(p for p in backbone.parameters() if p.requires_grad)]
+        ranks.start(lambda: self._identity() | {"train": train.fingerprint()}, self.replicated)
         self.generator = torch.Generator(device=self.device)
         self.step = 0
         self.best: dict[str, Tensor] | None = None
@@ -156,18 +181,19 @@ class _Run:
         self.began = time.perf_counter()
 
     def train_step(self) -> Tensor:
+        batch = self.sampler.batch(self.step)
         users, positives, negatives = (
-            torch.from_numpy(ids).to(self.device) for ids in self.sampler.batch(self.step)
+            torch.from_numpy(ids).to(self.device) for ids in self.ranks.part(batch)
         )
-        self.generator.manual_seed((self.seed << 32) + self.step)
+        self.generator.manual_seed(self.ranks.seed(self.seed, self.step))
         self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr_at(self.step)
+        self.optimizer.set_rate(self.settings.lr_at(self.step))
         terms = self.backbone(self.embedding, users, positives, negatives, generator=self.generator)
-        loss = bpr_loss(terms, self.settings.l2)
+        examples = len(batch.users) / self.ranks.size
+        loss = bpr_loss(terms, self.settings.l2, examples=examples)
         loss.backward()
+        self.ranks.average(self.replicated)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return loss.detach()
 
@@ -175,7 +201,8 @@ class _Run:
         self.history.append((self.step, quality))
         if quality > self.best_quality:
             self.best_quality, self.best_step, self.failures = quality, self.step, 0
-            self.best = {name: value.clone() for name, value in self._weights().items()}
+            named = self.model.named_parameters()
+            self.best = {name: weight.detach().clone() for name, weight in named}
         else:
             self.failures += 1
         if self.failures >= self.settings.patience:
@@ -183,7 +210,10 @@ class _Run:
 
     def result(self) -> TrainResult:
         if self.best is not None:
-            self.model.load_state_dict(self.best)
+            # In place, which sharded tables allow too: of those, names stand for this rank's part.
+            with torch.no_grad():
+                for name, weight in self.model.named_parameters():
+                    weight.copy_(self.best[name])
         self.model.eval()
         return TrainResult(
             quality=self.best_quality if self.history else math.nan,
@@ -205,11 +235,7 @@ class _Run:
             "seconds": round(time.perf_counter() - self.began, 3),
         }
 
-    def save(self, path: Path) -> None:
-        tensors = {f"now/{name}": value for name, value in self._weights().items()}
-        tensors |= {f"best/{name}": value for name, value in (self.best or {}).items()}
-        state = optimizer_tensors(self.optimizer)
-        tensors |= {f"adam/{name}": value for name, value in state.items()}
+    def save(self, saver: Checkpointer) -> None:
         facts = {
             "run": self._identity(),
             "step": self.step,
@@ -220,22 +246,13 @@ class _Run:
             "stopped": self.stopped,
             "seconds": time.perf_counter() - self.began,
         }
-        save_state(path, tensors, facts)
+        saver.save(self.model, self.optimizer, self.best, facts)
 
-    def load(self, path: Path) -> None:
-        tensors, facts = load_state(path)
-        if facts.get("run") != self._identity():
-            raise CheckpointError(
-                f"{path} is the checkpoint of another run ({facts.get('run')}, this is "
-                f"{self._identity()}): remove it, or choose another folder"
-            )
-        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
-        for key, value in tensors.items():
-            part, name = key.split("/", 1)
-            parts[part][name] = value
-        self.model.load_state_dict(parts["now"])
-        self.best = {k: v.to(self.device) for k, v in parts["best"].items()} or None
-        restore_optimizer(self.optimizer, parts["adam"])
+    def load(self, saver: Checkpointer) -> None:
+        found = saver.load(self.model, self.optimizer, self._identity())
+        if found is None:
+            return
+        self.best, facts = found
         self.step, self.failures = facts["step"], facts["failures"]
         self.best_step, self.stopped = facts["best_step"], facts["stopped"]
         if facts["best_quality"] is not None:
@@ -243,16 +260,26 @@ class _Run:
         self.history = [(step, quality) for step, quality in facts["history"]]
         self.began = time.perf_counter() - facts["seconds"]
 
-    def _weights(self) -> dict[str, Tensor]:
-        return dict(self.model.state_dict())
-
     def _identity(self) -> dict[str, Any]:
-        return {
+        facts = {
             "seed": self.seed,
             "settings": dataclasses.asdict(self.settings),
             "pairs": self.sampler.num_pairs,
-            "weights": {name: list(value.shape) for name, value in self._weights().items()},
         }
+        if self.ranks.size == 1:  # shards' shapes differ by rank, and a job may restart with more
+            named = self.model.state_dict().items()
+            facts["weights"] = {name: list(value.shape) for name, value in named}
+        return facts
+
+
+def _trains(weight: Tensor) -> bool:
+    return weight.requires_grad and weight.numel() > 0
+
+
+def _device(model: nn.Module) -> torch.device:
+    # A rank may have no weights at all; a backbone's buffers are on every one.
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

@@ -1,0 +1,76 @@
+"""Functions run on real gloo processes."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What a rank died of."""
+
+    kind: str
+    text: str
+    traceback: str
+
+
+def on_ranks(
+    function: Callable[..., Any], ranks: int, *args: Any, failures: bool = False
+) -> list[Any]:
+    """What ``function(pg, *args)``, of a module's top level, returns on each rank.
+
+    failures: a rank that raises has ``Failed`` there, and the others are not stopped; else it is
+        an error here.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        context = mp.get_context("spawn")
+        processes = [
+            context.Process(target=_run, args=(rank, ranks, port, folder, function, args))
+            for rank in range(ranks)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        # Files, not a queue: tensors in a queue die with the process that sent them.
+        found = [torch.load(Path(folder) / str(r), weights_only=False) for r in range(ranks)]
+    if not failures:
+        failed = [result.traceback for result in found if isinstance(result, Failed)]
+        assert not failed, "\n".join(failed)
+    return found
+
+
+def _run(
+    rank: int, ranks: int, port: int, folder: str, function: Callable[..., Any], args: Any
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=60),
+    )
+    try:
+        result = function(dist.group.WORLD, *args)
+    except Exception as error:
+        result = Failed(type(error).__name__, str(error), traceback.format_exc())
+    torch.save(result, Path(folder) / str(rank))
+    # A rank that has failed just ends, as it would in a user's run.
+    if not isinstance(result, Failed):
+        dist.barrier()
+        dist.destroy_process_group()
