@@ -89,7 +89,7 @@ def draw(
 
 KINDS = {
     "anchor": "equal sizes",
-    "alone": "one table alone",
+    "subset": "some tables alone",
     "predicted": "best predicted",
     "random": "random",
     "nearest": "nearest to the best",

@@ -179,6 +179,12 @@ class SizePlan:
         names = ", ".join(f"{t.name}: {len(t.buckets)} buckets" for t in self.tables)
         return f"<SizePlan {self.fingerprint()} by {self.sizer}, {self.used:.2%} used; {names}>"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> SizePlan:
+        return self  # immutable: copies of a model share it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SizePlan.from_bytes, (self.to_bytes(),)
+
     @cached_property
     def _digest(self) -> str:
         digest = hashlib.sha256(json.dumps(self._header(), sort_keys=True).encode())

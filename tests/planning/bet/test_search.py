@@ -97,7 +97,7 @@ def test_strategies_take_turns_and_equal_sizes_come_first(tmp_path):
     plan(bet(iterations=11), run_dir=tmp_path)
     lines = probes(tmp_path)
     assert [p["strategy"] for p in lines] == [
-        "anchor", "alone", "alone", "random", "nearest",
+        "anchor", "subset", "subset", "random", "nearest",
         "predicted", "predicted", "predicted", "random", "nearest", "predicted",
     ]  # fmt: skip
     for t in range(2):
@@ -105,6 +105,22 @@ def test_strategies_take_turns_and_equal_sizes_come_first(tmp_path):
         assert of_table[t] > 0.8 * sum(of_table)
     (user, item) = lines[0]["buckets"]
     assert {w for w, _ in user} | {w for w, _ in item} <= {6, 7}  # 0.2 * 32 = 6.4
+
+
+def test_four_tables_are_tried_in_every_subset(tmp_path):
+    tables = [TableSpec(name, 30, 32) for name in "abcd"]
+    counts = {name: np.arange(30) for name in "abcd"}
+    BudgetPlanner(
+        budget=Budget.sparsity(0.8), widths=range(33), sizer=bet(iterations=16), seed=0
+    ).plan(tables, counts, lambda plan: 1.0, run_dir=tmp_path, progress=False)
+    lines = probes(tmp_path)
+    assert [p["strategy"] for p in lines][:15] == ["anchor"] + ["subset"] * 14
+    kept = []
+    for line in lines[1:15]:
+        of_table = [sum(w * n for w, n in table) for table in line["buckets"]]
+        kept.append(frozenset(i for i, n in enumerate(of_table) if n > 0.1 * sum(of_table)))
+    assert len(set(kept)) == 14
+    assert all(0 < len(subset) < 4 for subset in kept)
 
 
 def test_each_precision_has_an_anchor(tmp_path):

@@ -94,10 +94,11 @@ class Sampler:
         rows = self.space.rows.to(torch.float64)
         return self._flat(rows / rows.sum(), precision)
 
-    def alone(self, table: int, precision: int) -> Candidates:
-        """Nearly all of the budget for one table, equal sizes in it. Needs a flat family."""
+    def among(self, tables: Sequence[int], precision: int) -> Candidates:
+        """Nearly all of the budget for some tables, equal sizes in them. Needs a flat family."""
+        rows = self.space.rows.to(torch.float64)[list(tables)]
         shares = torch.full((len(self.counts),), 1e-3, dtype=torch.float64)
-        shares[table] = 1.0
+        shares[list(tables)] = rows / rows.sum()
         return self._flat(shares / shares.sum(), precision)
 
     def _flat(self, shares: Tensor, precision: int) -> Candidates:

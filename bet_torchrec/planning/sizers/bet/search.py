@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -25,7 +26,9 @@ from .sampler import Candidates, Sampler, concatenate
 from .training import FullBatch, SingleSamples, Trainer
 
 Strategy = Literal["predicted", "random", "nearest"]
-FEW_TABLES = 4  # one table can do another's work (a graph model's items), rarely one of many
+FEW_TABLES = (
+    4  # with few, one can do another's work (a graph model's items); subsets of many are too many
+)
 PAPER_STRATEGIES: tuple[Strategy, ...] = ("predicted",) * 3 + ("random", "nearest")
 
 
@@ -39,7 +42,8 @@ class BET:
     trainer: how the predictor learns. mutants: the share of the candidates that are drawn
     around the best so far. anchored: equal sizes (in each precision) are tried first and always
     among the finalists, so the result cannot be worse than they are on validation; then, with up
-    to four tables, nearly all of the budget for one of them, which random shares hardly ever reach.
+    to four tables, nearly all of the budget for each subset of them, which random shares hardly
+    ever reach.
     probe_epochs: of a probe's fine-tuning; None leaves it to the workbench.
     stop_hopeless: lets the workbench end a probe early that cannot reach the best few.
     finalists: trained from scratch at the end, the best on validation wins; 0 skips it.
@@ -156,14 +160,18 @@ class Search:
         return candidates[[best]], strategy, float(predicted[best])
 
     def _anchor(self, t: int) -> tuple[Candidates, str] | None:
-        """Equal sizes in each precision; then, with few tables, each of them alone."""
+        """Equal sizes in each precision; then, with few tables, among each subset of them."""
         equal, tables = len(self._precisions), len(self.problem.tables)
         if t < equal:
             return self.sampler.equal(t), "anchor"
-        if tables > FEW_TABLES or t >= equal + tables:
+        if tables > FEW_TABLES:
+            return None
+        subsets = [s for size in range(1, tables) for s in combinations(range(tables), size)]
+        if t - equal >= len(subsets):
             return None
         best = max(self.history.probes[:equal], key=lambda p: p.fitness)
-        return self.sampler.alone(t - equal, self._precisions.index(best.precisions[0])), "alone"
+        precision = self._precisions.index(best.precisions[0])
+        return self.sampler.among(subsets[t - equal], precision), "subset"
 
     def _draw(self, rng: np.random.Generator) -> Candidates:
         m = self.settings.candidates
