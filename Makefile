@@ -1,6 +1,6 @@
 # make demo | test | test-all | lint | format | install | clean
 #
-#   BACKEND=cpu|cuda   which build of FBGEMM goes in (default cpu)
+#   BACKEND=cpu|cuda|cuda-torch211   which build of FBGEMM goes in (default cpu)
 #   VENV=DIR           the environment (default .venv); one environment, one backend
 #   PYTHON=python3     the interpreter that makes it (3.10 or newer)
 #   PIP_FLAGS=...      passed on to pip install, for instance an --extra-index-url with CPU builds of torch
@@ -16,8 +16,8 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed-$(BACKEND)
 
-ifeq ($(filter $(BACKEND),cpu cuda),)
-$(error BACKEND must be cpu or cuda, got '$(BACKEND)')
+ifeq ($(filter $(BACKEND),cpu cuda cuda-torch211),)
+$(error BACKEND must be cpu, cuda or cuda-torch211, got '$(BACKEND)')
 endif
 
 # A data folder beside the repository is used where there is one and nothing else was said.

@@ -4,12 +4,12 @@
     python benchmarks/lookup.py --device cuda --rows 20000000
 
 One table of --rows rows, full width 128, one id a bag; the plan halves the rows from each width to
-the next. All take the same ids and gradients, by turns. FBGEMM's tables, ours among them, are
-trained through DistributedModelParallel in one process with fused optimizers; "bare" is FBGEMM's
-kernel without any module around it. "own step" is FusedBudgetedEmbeddingBagCollection, CPU only.
-Ratios are to the full-width FBGEMM table: above 1 is faster. "equal size" has the plan's bytes in one narrow table
-(its output is narrow too). "E * mask" is what published code does, "masked rows" what one would
-write by hand. On CPU all run with freed memory kept by the process (see training/memory.py).
+the next. All take the same ids and gradients, by turns; ratios are to the full-width FBGEMM table,
+above 1 is faster. FBGEMM's tables, ours among them, train through DistributedModelParallel in one
+process, fused; "bare" is its kernel without modules. "own step" is our fused CPU step. "equal size"
+is one narrow table of the plan's bytes (its output is narrow too), "E * mask" what published code
+does, "masked rows" what one would write by hand. On CPU the process keeps freed memory
+(training/memory.py).
 """
 
 from __future__ import annotations
@@ -248,23 +248,15 @@ def main() -> None:
                 for ids in ("uniform", "zipf"):
                     found += compare(args, made, optimizer, batch, ids)
     dist.destroy_process_group()
-    header = ("optimizer", "batch", "ids", "tables", "lookups a second", "against full width")
+    header = ("optimizer", "batch", "ids", "tables", "lookups a second", "against full", "GB/s")
     rows = [
         (
-            r["optimizer"],
-            f"{r['batch']:,}",
-            r["ids"],
-            r["tables"],
-            f"{r['lookups_a_second']:,.0f}",
-            f"{r['ratio']:.2f}",
+            *(r["optimizer"], f"{r['batch']:,}", r["ids"], r["tables"]),
+            *(f"{r['lookups_a_second']:,.0f}", f"{r['ratio']:.2f}"),
+            f"{r['gigabytes_a_second']:.1f}",
         )
         for r in found
     ]
-    if args.device == "cuda":
-        header += ("GB/s",)
-        rows = [
-            (*row, f"{r['gigabytes_a_second']:.0f}") for row, r in zip(rows, found, strict=True)
-        ]
     show(f"Training steps, {args.rows:,} rows x {DIM}, {args.device}", header, rows)
     save(args, {"rows": found})
 

@@ -14,6 +14,12 @@ from ._versions import VersionMismatchError, __version__
 
 if TYPE_CHECKING:
     from .data import Interactions, Split, generate, load
+    from .embeddings import (
+        BudgetedEmbeddingBagCollection,
+        BudgetedEmbeddingBagCollectionSharder,
+        migrate,
+        quantize,
+    )
     from .planning import (
         BET,
         Budget,
@@ -29,6 +35,15 @@ if TYPE_CHECKING:
 
 _HOME = {
     **dict.fromkeys(("Interactions", "Split", "generate", "load"), "data"),
+    **dict.fromkeys(
+        (
+            "BudgetedEmbeddingBagCollection",
+            "BudgetedEmbeddingBagCollectionSharder",
+            "migrate",
+            "quantize",
+        ),
+        "embeddings",
+    ),
     **dict.fromkeys(
         (
             "BET",
@@ -50,6 +65,8 @@ __all__ = [
     "BET",
     "Budget",
     "BudgetPlanner",
+    "BudgetedEmbeddingBagCollection",
+    "BudgetedEmbeddingBagCollectionSharder",
     "EqualSizes",
     "InfeasibleBudgetError",
     "Interactions",
@@ -63,6 +80,8 @@ __all__ = [
     "__version__",
     "generate",
     "load",
+    "migrate",
+    "quantize",
 ]
 
 
