@@ -63,7 +63,6 @@ class BudgetedEmbeddingBagCollection(nn.Module):
         }
         self._is_weighted = is_weighted
         self._slots = _slots(self.tables)
-        self._mean = any(table.pooling is PoolingType.MEAN for table in self.tables)
         self.router = Router(
             self._slots,
             {table.name: plan[table.name] for table in self.tables},
@@ -100,19 +99,9 @@ class BudgetedEmbeddingBagCollection(nn.Module):
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Look up and pool; see the class."""
         routed = self.router(features)
-        if not self.router.keys:
+        if not (self.router.keys and features.stride()):  # TorchRec's own takes no empty batch
             return self.merger.output(self._zeros(features))
-        return self.merger(self.embedding_bag_collection(routed), self.scale(features))
-
-    def scale(self, features: KeyedJaggedTensor) -> Tensor | None:
-        """(B, slots): 1 / length of each MEAN-pooled bag, else 1; None if none is MEAN-pooled."""
-        if not self._mean:
-            return None
-        lengths = self.router.select(features).lengths()
-        lengths = lengths.view(len(self._slots), features.stride()).T.clamp_min(1).float()
-        pooling = {table.name: table.pooling for table in self.tables}
-        mean = [pooling[slot.table] is PoolingType.MEAN for slot in self._slots]
-        return torch.where(torch.tensor(mean, device=lengths.device), 1 / lengths, 1.0)
+        return self.merger(self.embedding_bag_collection(routed), self.router.scale(features))
 
     def _zeros(self, features: KeyedJaggedTensor) -> Tensor:
         return torch.zeros(features.stride(), self.merger.width, device=features.device())
@@ -188,7 +177,7 @@ def _slots(tables: Sequence[EmbeddingBagConfig]) -> tuple[Slot, ...]:
         [_with_features(table) for table in tables]  # a table without features is its own
     )
     return tuple(
-        Slot(feature, table.name, key)
+        Slot(feature, table.name, key, table.pooling is PoolingType.MEAN)
         for table, keys in zip(tables, names, strict=True)
         for feature, key in zip(table.feature_names or [table.name], keys, strict=True)
     )

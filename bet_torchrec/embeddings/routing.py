@@ -27,11 +27,12 @@ class IdRangeError(InvalidInputError, IndexError):
 
 @dataclass(frozen=True)
 class Slot:
-    """One feature looked up in one table. key: its name in the output."""
+    """One feature looked up in one table. key: its name in the output. mean: pooled so, or summed."""
 
     feature: str
     table: str
     key: str
+    mean: bool = False
 
 
 def block_key(slot: Slot, block: Block) -> str:
@@ -162,6 +163,14 @@ class Router:
             length_per_key=by_block.length_per_key(),
         )
 
+    def scale(self, features: KeyedJaggedTensor) -> Tensor | None:
+        """(B, slots): 1 / length of each mean-pooled bag, else 1; None if none is mean-pooled."""
+        if not any(slot.mean for slot in self.slots):
+            return None
+        lengths = self.select(features).lengths().view(len(self.slots), features.stride()).T
+        mean = torch.tensor([slot.mean for slot in self.slots], device=lengths.device)
+        return torch.where(mean, 1 / lengths.clamp_min(1).float(), 1.0)
+
     def select(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """The slots' features in the slots' order, checked."""
         if features.variable_stride_per_key() or features.inverse_indices_or_none() is not None:
@@ -177,10 +186,11 @@ class Router:
         keys = features.keys()
         if keys != self._features:
             place = {key: i for i, key in enumerate(keys)}
-            missing = [name for name in self._features if name not in place]
+            wanted = list(dict.fromkeys(self._features))
+            missing = [name for name in wanted if name not in place]
             if missing:
                 raise InvalidInputError(
-                    f"expected features {', '.join(self._features)}, got {', '.join(keys)}: "
+                    f"expected features {', '.join(wanted)}, got {', '.join(keys)}: "
                     f"{', '.join(missing)} missing"
                 )
             features = features.permute([place[name] for name in self._features])
@@ -206,10 +216,8 @@ class Router:
 
     def report(self, features: KeyedJaggedTensor) -> None:
         """Raise IdRangeError for the first feature with an id out of range."""
-        for slot, rows, bags in zip(
-            self.slots, self._rows, features.to_dict().values(), strict=False
-        ):
-            ids = bags.values()
+        per_slot = features.values().split(features.length_per_key())
+        for slot, rows, ids in zip(self.slots, self._rows, per_slot, strict=True):
             wrong = ids[(ids < 0) | (ids >= rows)]
             if len(wrong):
                 raise IdRangeError(

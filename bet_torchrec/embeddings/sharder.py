@@ -74,7 +74,6 @@ class ShardedBudgetedEmbeddingBagCollection(
         self.layout, self.row_order = module.layout, module.row_order
         self.router, self.merger = module.router, module.merger
         self.env, self.device = env, device
-        self._scale = module.scale
         self._is_weighted = module.is_weighted()
         self.embedding_bag_collection: ShardedEmbeddingBagCollection = sharder.shard(
             module.embedding_bag_collection, params, env=env, device=device, module_fqn=module_fqn
@@ -85,7 +84,7 @@ class ShardedBudgetedEmbeddingBagCollection(
         self, ctx: BudgetedContext, features: KeyedJaggedTensor
     ) -> Awaitable[Awaitable[KJTList]]:
         """Route ids to blocks' rows, then send them to the ranks that hold them."""
-        ctx.scale = self._scale(features)
+        ctx.scale = self.router.scale(features)
         return self.embedding_bag_collection.input_dist(ctx, self.router(features))
 
     def compute(self, ctx: BudgetedContext, dist_input: KJTList) -> list[Tensor]:
@@ -150,6 +149,9 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
 
     sharding_types: offered to TorchRec's planner; its own for the device unless given. Row-wise
         sharding on CPU, which works too, has to be asked for.
+
+    Build the collection on the meta device: TorchRec keeps the weights that it is given alive beside
+    the shards that it makes of them.
 
     For torch's own optimizers (Adam on CPU), see
     ``with_dense_kernels``; for balanced plans, ``sharding_constraints``.

@@ -96,3 +96,29 @@ def test_sharded_training_is_the_masked_full_table_s(world: int) -> None:
             for name, table in tables.items():
                 error = (torch.from_numpy(table) - expected[case[1]][name]).abs().max().item()
                 assert error <= tolerance, (rank, case, name, error)
+
+
+def _unsharded_module_is_alive(rank: int, world: int) -> bool:
+    import gc
+    import weakref
+
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from torchrec.distributed import DistributedModelParallel
+
+    from bet_torchrec.embeddings import BudgetedEmbeddingBagCollectionSharder
+
+    module = make_module(make_plan(), device="meta")
+    alive = weakref.ref(module)
+    sharder = BudgetedEmbeddingBagCollectionSharder(
+        {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": LR}, sharding_types=["table_wise"]
+    )
+    model = DistributedModelParallel(module, device=torch.device("cpu"), sharders=[sharder])
+    del module
+    gc.collect()
+    model(batch(0)[0])
+    return alive() is not None
+
+
+@pytest.mark.distributed
+def test_the_unsharded_module_is_let_go() -> None:
+    assert run_ranks(1, _unsharded_module_is_alive) == [False]

@@ -108,7 +108,7 @@ class _Batch:
         weights = features.weights_or_none()
         self.weights = None if weights is None else weights.float().contiguous()
         self.places = torch.empty_like(ids)
-        scale = module.scale(features)
+        scale = router.scale(features)
         self.features: dict[str, list[Feature]] = {name: [] for name in fused.kernel_tables}
         column = 0
         for number, slot in enumerate(router.slots):

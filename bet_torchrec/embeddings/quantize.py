@@ -1,0 +1,141 @@
+"""From a trained collection, or a model with some, to its serving form."""
+
+from __future__ import annotations
+
+import copy
+from typing import overload
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import InvalidInputError, PlanError
+from ..planning.budget import PRECISIONS
+from ..planning.plan import SizePlan
+from .export import packed_table
+from .layout import Layout, blocks
+from .module import BudgetedEmbeddingBagCollection
+from .packing import pack_rows
+from .quantized import QuantizedBudgetedEmbeddingBagCollection
+from .sharder import ShardedBudgetedEmbeddingBagCollection
+
+_PIECE = 1 << 16  # rows packed at once
+
+
+@overload
+def quantize(
+    module: BudgetedEmbeddingBagCollection,
+    plan: SizePlan | None = None,
+    *,
+    precision: str | None = None,
+    layout: Layout = "bucketed",
+    alignment: int | None = None,
+    device: torch.device | str | None = None,
+) -> QuantizedBudgetedEmbeddingBagCollection: ...
+
+
+@overload
+def quantize(
+    module: nn.Module,
+    plan: SizePlan | None = None,
+    *,
+    precision: str | None = None,
+    layout: Layout = "bucketed",
+    alignment: int | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Module: ...
+
+
+def quantize(
+    module: nn.Module,
+    plan: SizePlan | None = None,
+    *,
+    precision: str | None = None,
+    layout: Layout = "bucketed",
+    alignment: int | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Module:
+    """A collection for inference; or a copy of a model whose collections are such.
+
+    The module stays as it is. A model's copy shares nothing with it, and its other parts stay
+    where and what they are.
+
+    Args:
+        plan: of the same sizes, whose precisions and budget are to be followed; the module's own
+            unless given.
+        precision: of all rows, instead of the plan's. This, "prefix" and an alignment of one's own
+            leave the plan's account: see ``allocated_bytes``.
+        layout: of the result, whatever the module's. "bucketed" is what a budget counts; "prefix"
+            keeps a scale and a bias for each of a row's blocks.
+        alignment: bytes that rows are rounded up to; see the class.
+        device: of the result's rows; the module's own unless given.
+
+    Raises:
+        PlanError: a plan of other sizes.
+        InvalidInputError: no collection in the model, a sharded one, one without weights ("meta"),
+            an unknown precision, or values that the precision cannot hold.
+    """
+    if precision is not None and precision not in PRECISIONS:
+        raise InvalidInputError(
+            f"precision should be one of {', '.join(PRECISIONS)}, got {precision!r}"
+        )
+    found = [m for m in module.modules() if isinstance(m, BudgetedEmbeddingBagCollection)]
+    sharded = [m for m in module.modules() if isinstance(m, ShardedBudgetedEmbeddingBagCollection)]
+    if sharded or not found:
+        raise InvalidInputError(
+            "expected unsharded BudgetedEmbeddingBagCollections, got "
+            + ("sharded ones" if sharded else "a model without any")
+            + ": build the model unsharded, its collections by "
+            "BudgetedEmbeddingBagCollection(tables, plan).load_full_tables(sharded.full_tables())"
+        )
+    made: dict[int, nn.Module] = {}
+    for own in found:
+        planned = own.plan if plan is None else plan
+        made[id(own)] = _quantized(own, planned, precision, layout, alignment, device)
+    # What is in deepcopy's memo is taken as copied, so the trained tables never are.
+    return made.get(id(module)) or copy.deepcopy(module, dict(made)).eval()
+
+
+def _quantized(
+    module: BudgetedEmbeddingBagCollection,
+    plan: SizePlan,
+    precision: str | None,
+    layout: Layout,
+    alignment: int | None,
+    device: torch.device | str | None,
+) -> QuantizedBudgetedEmbeddingBagCollection:
+    _check_sizes(module, plan)
+    precisions = {}
+    if precision is not None:
+        laid = [blocks(plan[t.name], layout, module.row_order) for t in module.tables]
+        precisions = {block.name: precision for own in laid for block in own}
+    where = next((weight.device for weight in module.parameters()), module.device)
+    made = QuantizedBudgetedEmbeddingBagCollection(
+        module.tables,
+        plan,
+        layout=layout,
+        row_order=module.row_order,
+        is_weighted=module.is_weighted(),
+        precisions=precisions,
+        alignment=alignment,
+        device=where if device is None else device,
+    )
+    for name, own in made.blocks.items():
+        trained = packed_table(module, name)
+        for block in own:
+            ids = block.ids(plan[name])
+            for start in range(0, block.rows, _PIECE):
+                rows = trained.read(ids[start : start + _PIECE], width=block.columns.stop)
+                values = torch.from_numpy(rows[:, block.first_column :])
+                made.put_rows(block, start, pack_rows(values, block.precision))
+    return made.eval()
+
+
+def _check_sizes(module: BudgetedEmbeddingBagCollection, plan: SizePlan) -> None:
+    for table in module.tables:
+        trained, wanted = module.plan[table.name], plan[table.name]
+        if not np.array_equal(trained.sizes(), wanted.sizes()):
+            raise PlanError(
+                f"table {table.name!r}: expected a plan of the trained rows' sizes, those of "
+                f"{module.plan.fingerprint()}, got {plan.fingerprint()}: migrate to it first"
+            )
