@@ -60,7 +60,11 @@ def save(args: argparse.Namespace, result: Any, data: dict[str, Any] | None = No
     if args.out is None:
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "data_dir", "run_dir")}
+    settings = {
+        name: value.name if isinstance(value, Path) else value  # paths are this machine's affair
+        for name, value in vars(args).items()
+        if name not in ("out", "data_dir", "run_dir")
+    }
     record = {
         "machine": machine(),
         **provenance(seed=args.seed, settings=settings, data=data),
