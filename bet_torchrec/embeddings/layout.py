@@ -115,10 +115,23 @@ def blocks(plan: TablePlan, layout: Layout, row_order: RowOrder = "ranked") -> t
 
 
 def _stride(rows: int, row_order: RowOrder) -> int:
-    """Near the golden section of the rows and coprime to them: any run of ranks spreads evenly."""
+    """Near the golden section of the rows and coprime to them: any run of ranks spreads evenly.
+
+    How evenly is up to the largest partial quotient of stride / rows, a small one for most strides
+    but not for all.
+    """
     if row_order == "ranked" or rows < 3:
         return 1
-    stride = round(rows * _GOLDEN)
-    while math.gcd(stride, rows) != 1:
-        stride += 1
-    return stride
+    near = round(rows * _GOLDEN)
+    strides = [s for s in range(near, min(near + 64, rows)) if math.gcd(s, rows) == 1]
+    return min(strides, key=lambda stride: _largest_quotient(stride, rows))
+
+
+def _largest_quotient(numerator: int, denominator: int) -> int:
+    """Of the continued fraction of numerator / denominator, which is below 1."""
+    largest = 0
+    while numerator:
+        quotient, rest = divmod(denominator, numerator)
+        largest = max(largest, quotient)
+        numerator, denominator = rest, numerator
+    return largest

@@ -116,7 +116,11 @@ class BudgetedEmbeddingBagCollection(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from the full tables' ranges."""
-        self.embedding_bag_collection.reset_parameters()
+        # TorchRec's own does nothing if the module was made on "meta", wherever it is now.
+        for config in self.embedding_bag_collection.embedding_bag_configs():
+            weight = self.embedding_bag_collection.embedding_bags[config.name].weight
+            if not weight.is_meta:
+                config.init_fn(weight)
 
     def weight(self, block: Block) -> nn.Parameter:
         """The real table of a block, (rows, width)."""

@@ -153,7 +153,7 @@ class Router:
             length_per_key=host,
         )
         if self._pairs != list(range(len(host))):
-            by_block = by_block.permute(self._pairs)
+            by_block = _permuted(by_block, self._pairs)
         return KeyedJaggedTensor(
             keys=self.keys,
             values=by_block.values(),
@@ -193,7 +193,7 @@ class Router:
                     f"expected features {', '.join(wanted)}, got {', '.join(keys)}: "
                     f"{', '.join(missing)} missing"
                 )
-            features = features.permute([place[name] for name in self._features])
+            features = _permuted(features, [place[name] for name in self._features])
         if not self.is_weighted and features.weights_or_none() is not None:
             features = KeyedJaggedTensor(
                 keys=features.keys(),
@@ -225,6 +225,31 @@ class Router:
                     f"{rows - 1}, got {wrong[0].item()} (and {len(wrong) - 1} more): map unknown "
                     "ids to a row of their own, or leave them out of the bag"
                 )
+
+
+def _permuted(features: KeyedJaggedTensor, keys: list[int]) -> KeyedJaggedTensor:
+    """``features.permute``, whose backward (FBGEMM 1.8) writes out of bounds if keys are some only.
+
+    So weights with gradients are gathered here.
+    """
+    weights = features.weights_or_none()
+    if weights is None or not weights.requires_grad:
+        return features.permute(keys)
+    places = KeyedJaggedTensor(
+        keys=features.keys(),
+        values=torch.arange(len(weights), device=weights.device),
+        lengths=features.lengths(),
+        stride=features.stride(),
+        length_per_key=features.length_per_key(),
+    ).permute(keys)
+    return KeyedJaggedTensor(
+        keys=places.keys(),
+        values=features.values()[places.values()],
+        weights=weights[places.values()],
+        lengths=places.lengths(),
+        stride=places.stride(),
+        length_per_key=places.length_per_key(),
+    )
 
 
 def rank_of_id(order: NDArray[np.int32]) -> NDArray[np.int32]:

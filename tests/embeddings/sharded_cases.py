@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_ranks import gloo_context
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 
 from bet_torchrec import Budget, RowCounts, SizePlan
@@ -156,7 +156,7 @@ def run_ranks(world: int, scene: Callable[..., Any], *args: Any) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.get_context("spawn")
+    context = gloo_context()
     results = context.SimpleQueue()
     processes = [
         context.Process(target=_rank, args=(rank, world, port, scene, args, results))
