@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import CollectiveError, InvalidInputError
+from ..team import Team
 from .plan import SizePlan
 from .sizers.problem import SizingProblem, Workbench, finite
 
@@ -40,7 +41,7 @@ def plan_together(
             "collective_plan needs a process group: call torch.distributed.init_process_group "
             "first, or plan() in a single process"
         )
-    team = _Team(pg)
+    team = Team(pg)
     problem = team.together("the problem", make_problem)
     ways = f"evaluate {problem.evaluate is not None}, workbench {problem.workbench is not None}"
     team.agree(
@@ -56,64 +57,8 @@ def plan_together(
     return plan
 
 
-class _Team:
-    """Messages among the ranks of a group."""
-
-    def __init__(self, pg: dist.ProcessGroup | None) -> None:
-        self._pg = pg
-        self.rank = dist.get_rank(pg)
-        self._size = dist.get_world_size(pg)
-        if self.rank < 0:
-            raise InvalidInputError("collective_plan should be called on ranks of its group only")
-        self._first = dist.get_global_rank(pg, 0) if pg is not None else 0
-
-    def gather(self, mine: Any) -> list[Any]:
-        """Everybody's, in rank order, on every rank."""
-        everyone: list[Any] = [None] * self._size
-        dist.all_gather_object(everyone, mine, group=self._pg)
-        return everyone
-
-    def broadcast(self, message: Any = None) -> Any:
-        """The first rank's message, on every rank."""
-        box = [message]
-        dist.broadcast_object_list(box, src=self._first, group=self._pg)
-        return box[0]
-
-    def agree(self, what: str, mine: Any) -> None:
-        """Raise CollectiveError on every rank unless all have the same."""
-        everyone = self.gather(mine)
-        other = [rank for rank, theirs in enumerate(everyone) if theirs != everyone[0]]
-        if other:
-            raise CollectiveError(
-                f"all ranks should agree on {what}, but rank {other[0]} differs from rank 0 "
-                f"({everyone[other[0]]} against {everyone[0]}); pass the same on every rank"
-            )
-
-    def together(self, what: str, work: Callable[[], Any]) -> Any:
-        """This rank's result of work, once all ranks are done; an error on one is one on all."""
-        error: BaseException | None = None
-        result = None
-        try:
-            result = work()
-        except BaseException as caught:  # Ctrl-C too: the others wait for an answer
-            error = caught
-        failures = self.gather(None if error is None else f"{type(error).__name__}: {error}")
-        if error is not None:
-            raise error
-        for rank, failure in enumerate(failures):
-            if failure is not None:
-                raise CollectiveError(f"rank {rank} failed at {what}: {failure}")
-        return result
-
-    def mean(self, what: str, work: Callable[[], float]) -> float:
-        """The mean over the ranks, bit-equal on all of them."""
-        mine = self.together(what, lambda: finite(work(), what))
-        everyone = self.gather(mine)
-        return float(sum(everyone) / len(everyone))
-
-
 def _lead(
-    team: _Team, problem: SizingProblem, solve: Callable[[SizingProblem], SizePlan]
+    team: Team, problem: SizingProblem, solve: Callable[[SizingProblem], SizePlan]
 ) -> SizePlan:
     """The first rank: solve, every evaluation being one of all ranks."""
     caller = _Caller(team, problem)
@@ -136,7 +81,7 @@ def _lead(
     return plan
 
 
-def _follow(team: _Team, problem: SizingProblem) -> SizePlan:
+def _follow(team: Team, problem: SizingProblem) -> SizePlan:
     """Any other rank: do what the first asks for until it has a plan."""
     while True:
         kind, payload, arguments = team.broadcast()
@@ -149,7 +94,7 @@ def _follow(team: _Team, problem: SizingProblem) -> SizePlan:
 
 
 def _perform(
-    team: _Team,
+    team: Team,
     problem: SizingProblem,
     kind: str,
     plan: SizePlan | None,
@@ -160,19 +105,19 @@ def _perform(
         evaluate = problem.evaluate
         assert evaluate is not None
         assert plan is not None
-        return team.mean(kind, lambda: evaluate(plan))
+        return team.mean(kind, lambda: finite(evaluate(plan), kind))
     action = getattr(problem.workbench, kind)
     if kind == "full_tables":
         return team.together(kind, action)
     given = () if plan is None else (plan,)
-    return team.mean(kind, lambda: action(*given, **arguments))
+    return team.mean(kind, lambda: finite(action(*given, **arguments), kind))
 
 
 @dataclass(eq=False)
 class _Caller(Workbench):
     """The first rank's evaluate and workbench: each call is made on all ranks."""
 
-    team: _Team
+    team: Team
     problem: SizingProblem
     broken: bool = False
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch.distributed as dist
+from numpy.typing import ArrayLike
 from torch import nn
 
 from ..backbones.protocol import EmbeddingModule
@@ -28,6 +29,7 @@ def evaluate_sharded(
     on: Literal["validation", "test"] = "test",
     mask: Literal["train", "train+validation"] | None = None,
     ks: Sequence[int] = KS,
+    users: ArrayLike | None = None,
 ) -> Metrics:
     """``evaluation.evaluate`` with users shared out among the ranks; every rank gets all metrics.
 
@@ -39,9 +41,10 @@ def evaluate_sharded(
     peers = Peers(pg)
     tables: Any = embedding
     scores = model_scores(backbone, tables)
-    users = np.arange(peers.rank, split.train.num_users, peers.size)
+    everyone = np.arange(split.train.num_users) if users is None else np.asarray(users)
+    mine = everyone[peers.rank :: peers.size]
     parts = peers.gather(
-        "evaluation", lambda: evaluate(scores, split, on=on, mask=mask, ks=ks, users=users)
+        "evaluation", lambda: evaluate(scores, split, on=on, mask=mask, ks=ks, users=mine)
     )
     return _joined(parts)
 

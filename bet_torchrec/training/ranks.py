@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..planning.collective import _Team
+from ..team import Team
 from .sampling import Batch
 
 
@@ -81,7 +81,7 @@ class Peers:
 
     def __init__(self, pg: dist.ProcessGroup) -> None:
         self._pg = pg
-        self._team = _Team(pg)
+        self._team = Team(pg)
         self.rank, self.size = dist.get_rank(pg), dist.get_world_size(pg)
 
     def start(self, facts: Callable[[], Mapping[str, Any]], weights: Sequence[Tensor]) -> None:
@@ -112,8 +112,7 @@ class Peers:
             weight.grad = mean.view_as(weight)
 
     def mean(self, what: str, work: Callable[[], float]) -> float:
-        everyone = self._team.gather(self._team.together(what, work))
-        return float(sum(everyone) / len(everyone))
+        return self._team.mean(what, work)
 
     def gather(self, what: str, work: Callable[[], Any]) -> list[Any]:
         """Every rank's result in rank order, on each; an error on one is one on all."""

@@ -1,36 +1,38 @@
 """The built-in backbones as a ``Workbench``: pre-trained tables, brief fine-tunes, full trainings.
 
-What is slow is done once: with a ``run_dir``, pre-training and full trainings are saved there under
-a key of everything that they depend on, and read back whenever the same is asked for again.
+What is slow is done once: with a ``run_dir``, pre-training and full trainings are kept there and
+read back whenever the same is asked for again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ..backbones import BipartiteGraph, make_backbone
+from ..backbones import make_backbone
 from ..errors import InvalidInputError
-from ..evaluation import evaluate
 from ..planning.tables import TableSpec
 from . import settings as recipes
 from .bpr import train_bpr
-from .model import TrainedModel, model_scores, precisions_of, untrained
+from .checkpoint import Checkpointer
+from .kept import KeptModels, content
+from .model import TrainedModel, precisions_of, untrained
 from .probe import Hopeless, ProbeCheck
 from .settings import BackboneName, TrainSettings
 from .sized_embedding import SizedEmbedding
+from .workplace import Workplace
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from ..data import Split
 
 
@@ -57,6 +59,10 @@ class TrainingWorkbench:
         after turning the tables to their principal axes where the backbone allows ("rotated").
     check: when a probe with a floor is given up; None never does.
     run_dir: where results are kept. seed: of pre-training, probes, and ``train`` without its own.
+    process_group: train and evaluate on all its ranks, each with its part of the graph, of every
+        batch and of the users; None is this process alone. All ranks then make the same calls in
+        the same order, as ``collective_plan`` does, and get the same results. Tables and
+        optimizer state are whole on every rank. run_dir is one that all ranks can read.
 
     Quality is Eq. 13 on validation. A plan with precisions below fp32 trains in fp32 and is
     evaluated on its rows as quantisation leaves them.
@@ -77,6 +83,7 @@ class TrainingWorkbench:
         seed: int = 0,
         device: torch.device | str = "cpu",
         progress: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if warm_start not in ("rotated", "prefix"):
             raise InvalidInputError(
@@ -96,14 +103,14 @@ class TrainingWorkbench:
         self.seed = seed
         self.device = torch.device(device)
         self.progress = progress
-
-    @cached_property
-    def _graph(self) -> BipartiteGraph:
-        return BipartiteGraph(self.split.train.csr()).to(self.device)
+        self.process_group = process_group
+        self._place = Workplace(split, process_group, self.device)
+        folder = None if self.run_dir is None else self.run_dir / "models"
+        self._kept = KeptModels(folder, self._place.team)
 
     def new_backbone(self, seed: int | None = None) -> nn.Module:
         """A fresh backbone over the training graph; the graph itself is shared."""
-        module = make_backbone(self.backbone_name, self._graph, dim=self.embedding_dim)
+        module = make_backbone(self.backbone_name, self._place.graph, dim=self.embedding_dim)
         generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
         module.reset_parameters(generator)  # type: ignore[operator]
         return module.to(self.device)
@@ -166,8 +173,7 @@ class TrainingWorkbench:
         epochs = self.fine_tuning.max_epochs if epochs is None else epochs
 
         def validate(users: ArrayLike | None = None) -> float:
-            scores = model_scores(backbone, embedding, precisions)
-            return evaluate(scores, self.split, on="validation", users=users).quality()
+            return self._place.quality(backbone, embedding, precisions, users)
 
         if epochs == 0 or embedding.num_weights() == 0:
             result = untrained(validate())
@@ -175,7 +181,7 @@ class TrainingWorkbench:
             settings = dataclasses.replace(self.fine_tuning, max_epochs=epochs)
             on_step = None
             if floor is not None and self.check is not None:
-                steps = epochs * -(-self._graph.num_edges // settings.batch_size)
+                steps = epochs * -(-self.split.train.csr().nnz // settings.batch_size)
                 on_step = self.check.on_step(
                     steps=steps,
                     num_users=self.split.train.num_users,
@@ -192,6 +198,7 @@ class TrainingWorkbench:
                     validate=validate,
                     on_step=on_step,
                     progress=self.progress,
+                    ranks=self._place.ranks,
                 )
             except Hopeless as hopeless:
                 result = untrained(hopeless.quality, stopped="floor")
@@ -209,7 +216,7 @@ class TrainingWorkbench:
         seed = self.seed if seed is None else seed
         precisions = precisions_of(plan)
         return self._train_or_load(
-            _content(sizes, precisions), sizes, self.training, seed, precisions
+            content(sizes, precisions), sizes, self.training, seed, precisions
         )
 
     @cached_property
@@ -219,7 +226,8 @@ class TrainingWorkbench:
         backbone.load_state_dict(self.pretrained().backbone.state_dict())
         if self.warm_start == "rotated":
             tables = backbone.rotate(tables)  # type: ignore[operator]
-        return tables, {k: v.clone() for k, v in backbone.state_dict().items()}
+        weights = {k: v.clone() for k, v in backbone.state_dict().items()}
+        return self._place.alike(tables), self._place.alike(weights)
 
     def _train_or_load(
         self,
@@ -240,51 +248,31 @@ class TrainingWorkbench:
             "train": self.split.train.fingerprint(),
             "validation": self.split.validation.fingerprint(),
         }
-        path = self._path(facts)
-        if path is not None and path.is_file():
+
+        def load(path: Path) -> TrainedModel:
             return TrainedModel.load(path, backbone, embedding, precisions=precisions, facts=facts)
-        unfinished = path and path.with_suffix(".checkpoint")
 
         def validate() -> float:
-            scores = model_scores(backbone, embedding, precisions)
-            return evaluate(scores, self.split, on="validation").quality()
+            return self._place.quality(backbone, embedding, precisions)
 
-        if embedding.num_weights() == 0:
-            result = untrained(validate())
-        else:
-            result = train_bpr(
-                backbone,
-                embedding,
-                self.split.train,
-                settings,
-                seed=seed,
-                validate=validate,
-                checkpoint=unfinished,
-                log=path and path.with_suffix(".jsonl"),
-                progress=self.progress,
+        def train(*, checkpoint: Checkpointer | None, log: Path | None) -> TrainedModel:
+            if embedding.num_weights() == 0:
+                result = untrained(validate())
+            else:
+                result = train_bpr(
+                    backbone,
+                    embedding,
+                    self.split.train,
+                    settings,
+                    seed=seed,
+                    validate=validate,
+                    checkpoint=checkpoint,
+                    log=log,
+                    progress=self.progress,
+                    ranks=self._place.ranks,
+                )
+            return TrainedModel(
+                backbone=backbone, embedding=embedding, result=result, precisions=precisions
             )
-        model = TrainedModel(
-            backbone=backbone, embedding=embedding, result=result, precisions=precisions
-        )
-        if path is not None and unfinished is not None:
-            model.save(path, facts=facts)
-            unfinished.unlink(missing_ok=True)
-        return model
 
-    def _path(self, facts: Mapping[str, Any]) -> Path | None:
-        if self.run_dir is None:
-            return None
-        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        return self.run_dir / "models" / f"{self.backbone_name}-{facts['what']}-{key}.safetensors"
-
-
-def _content(
-    sizes: Mapping[str, ArrayLike], precisions: Mapping[str, ArrayLike | str] | None
-) -> str:
-    """What training depends on: plans that differ in their origin alone share a model."""
-    digest = hashlib.sha256()
-    for part in (sizes, precisions or {}):
-        for name in sorted(part):
-            values = np.asarray(part[name])
-            digest.update(name.encode() + str(values.dtype).encode() + values.tobytes())
-    return digest.hexdigest()[:16]
+        return self._kept.get(facts, load, train)

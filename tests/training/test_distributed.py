@@ -43,6 +43,7 @@ CASES = [  # backbone, sharding, the tables' fused optimizer or None, the other 
     ("ncf", "table_wise", "sgd", "sgd"),
 ]
 NUMBER = {2: len(CASES), 3: 4}
+RANKS = [2, pytest.param(3, marks=pytest.mark.slow)]
 OPTIMIZERS = {
     # A large eps: Adam's own step turns a gradient's last bit into lr / eps times as much.
     "adam": lambda weights: torch.optim.Adam(weights, fused=True, eps=1e-3),
@@ -143,8 +144,11 @@ def check(found, expected) -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "place"),
-    [(ranks, place) for ranks, number in NUMBER.items() for place in range(number)],
-    ids=lambda value: str(value),
+    [
+        pytest.param(ranks, place, marks=[pytest.mark.slow] * (ranks > 2))
+        for ranks, number in NUMBER.items()
+        for place in range(number)
+    ],
 )
 def test_every_step_is_that_of_one_process(sharded, ranks, place):
     name, *_, optimizer = CASES[place]
@@ -153,7 +157,7 @@ def test_every_step_is_that_of_one_process(sharded, ranks, place):
         check(rank["cases"][place], expected)
 
 
-@pytest.mark.parametrize("ranks", NUMBER)
+@pytest.mark.parametrize("ranks", RANKS)
 def test_tables_that_every_rank_holds_train_alike_too(sharded, ranks):
     tables = plain_tables(backbone_of("ngcf", BipartiteGraph(SPLIT.train.csr())))
     expected = alone("ngcf", "adam", tables)
@@ -211,7 +215,7 @@ def resumed(pg, folder):
     return run(None, files), run(None, None)
 
 
-@pytest.mark.parametrize("ranks", NUMBER)
+@pytest.mark.parametrize("ranks", RANKS)
 def test_a_checkpointer_continues_on_all_ranks(sharded, ranks):
     for rank in sharded(ranks):
         after, undisturbed = rank["resumed"]

@@ -1,0 +1,45 @@
+"""Keys of kept models: expensive runs are found under them, so they must never change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from bet_torchrec.data import Interactions, Split
+from bet_torchrec.planning import Bucket, Budget, SizePlan, TablePlan
+from bet_torchrec.team import Alone
+from bet_torchrec.training import TrainingWorkbench, TrainSettings
+from bet_torchrec.training.kept import KeptModels
+
+
+def part(shift: int) -> Interactions:
+    """12 interactions of 6 users and 8 items."""
+    places = np.arange(12, dtype=np.int32)
+    items = ((places // 2 + shift) % 8).astype(np.int32)
+    return Interactions(users=places % 6, items=items, num_users=6, num_items=8)
+
+
+def test_the_keys_stay_what_they_were(tmp_path: Path):
+    split = Split(train=part(0), validation=part(3), test=part(5), how="drawn", seed=0)
+    settings = TrainSettings(batch_size=8, max_epochs=1)
+    bench = TrainingWorkbench(split, embedding_dim=4, pretraining=settings, run_dir=tmp_path)
+    bench.full_quality()
+    user = TablePlan("user", 6, 4, (Bucket(4, 2, "int8"), Bucket(1, 4, "int8")))
+    order = np.arange(8, dtype=np.int32)[::-1].copy()
+    item = TablePlan("item", 8, 4, (Bucket(2, 8, "int8"),), order=order)
+    budget = Budget.bytes(10**4, purpose="inference", dtype="int8")
+    bench.train(SizePlan((user, item), budget, "test"), seed=3)
+    # As version 0.1's first runs named them. If this fails, put the facts back as they were.
+    stems = ["lightgcn-e14ba1663773114d-0e8d375a0aa04925", "lightgcn-full-40c77bcba4a9ab10"]
+    assert sorted(p.name for p in (tmp_path / "models").iterdir()) == [
+        stem + suffix for stem in stems for suffix in (".jsonl", ".safetensors")
+    ]
+
+
+def test_without_a_folder_nothing_is_kept():
+    kept = KeptModels(None, Alone())
+    assert kept.path({"backbone": "ncf", "what": "full"}) is None
+    given = []
+    kept.get({}, None, lambda **more: given.append(more))
+    assert given == [{"checkpoint": None, "log": None}]
