@@ -8,24 +8,24 @@ from .. import _versions
 
 _versions.check()
 
-from .checkpoint import load_checkpoint, read_checkpoint, save_checkpoint  # noqa: E402
-from .checkpoint_index import Checkpoint  # noqa: E402
-from .checkpoint_io import DamagedCheckpointError  # noqa: E402
-from .constraints import sharding_constraints, with_dense_kernels  # noqa: E402
-from .export import export_dense, export_tables  # noqa: E402
+from .checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint  # noqa: E402
+from .checkpoints.index import Checkpoint  # noqa: E402
+from .checkpoints.manifest import CheckpointMismatchError  # noqa: E402
+from .checkpoints.storage import DamagedCheckpointError  # noqa: E402
 from .fused import FusedBudgetedEmbeddingBagCollection  # noqa: E402
 from .layout import Block, blocks  # noqa: E402
-from .manifest import CheckpointMismatchError  # noqa: E402
-from .migrate import migrate  # noqa: E402
+from .migration.between import migrate  # noqa: E402
 from .module import BudgetedEmbeddingBagCollection  # noqa: E402
-from .quantize import quantize  # noqa: E402
-from .quantized import QuantizedBudgetedEmbeddingBagCollection  # noqa: E402
+from .quantization.collection import QuantizedBudgetedEmbeddingBagCollection  # noqa: E402
+from .quantization.export import export_dense, export_tables  # noqa: E402
+from .quantization.quantizing import quantize  # noqa: E402
 from .routing import IdRangeError  # noqa: E402
-from .sharder import (  # noqa: E402
+from .sharding.checks import ShardingError  # noqa: E402
+from .sharding.constraints import sharding_constraints, with_dense_kernels  # noqa: E402
+from .sharding.sharder import (  # noqa: E402
     BudgetedEmbeddingBagCollectionSharder,
     ShardedBudgetedEmbeddingBagCollection,
 )
-from .sharding_checks import ShardingError  # noqa: E402
 
 __all__ = [
     "Block",

@@ -54,13 +54,13 @@ def local_parts(module: Collection) -> dict[str, list[Part]]:
     """{block name: what this rank holds of it}; an empty list where it holds nothing."""
     weights = module.embedding_bag_collection.state_dict(keep_vars=True)
     return {
-        block.name: list(_parts(weights[f"embedding_bags.{block.name}.weight"]))
+        block.name: list(parts_of(weights[f"embedding_bags.{block.name}.weight"]))
         for own in module.blocks.values()
         for block in own
     }
 
 
-def _parts(weight: Tensor | ShardedTensor | DTensor) -> Iterator[Part]:
+def parts_of(weight: Tensor | ShardedTensor | DTensor) -> Iterator[Part]:
     if isinstance(weight, ShardedTensor):
         for shard in weight.local_shards():
             row, column = shard.metadata.shard_offsets

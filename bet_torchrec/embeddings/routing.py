@@ -27,7 +27,7 @@ class IdRangeError(InvalidInputError, IndexError):
 
 @dataclass(frozen=True)
 class Slot:
-    """One feature looked up in one table. key: its name in the output. mean: pooled so, or summed."""
+    """One feature looked up in one table. key: its name in the output. mean: pooled by mean."""
 
     feature: str
     table: str

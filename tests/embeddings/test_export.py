@@ -29,11 +29,11 @@ from bet_torchrec import Budget
 from bet_torchrec.embeddings import (
     BudgetedEmbeddingBagCollection,
     QuantizedBudgetedEmbeddingBagCollection,
-    export,
     export_dense,
     export_tables,
     quantize,
 )
+from bet_torchrec.embeddings.quantization import export
 from bet_torchrec.errors import InvalidInputError
 from bet_torchrec.serving import TableFileError, packed, read_tables, stream
 

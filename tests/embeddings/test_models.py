@@ -19,8 +19,7 @@ from model_cases import (
 )
 from torch import nn
 
-from bet_torchrec.embeddings import BudgetedEmbeddingBagCollection
-from bet_torchrec.embeddings.quantize import quantize
+from bet_torchrec.embeddings import BudgetedEmbeddingBagCollection, quantize
 from bet_torchrec.evaluation.quantisation import fake_quantise_sized
 
 KINDS = ("dlrm", "dlrm_dcn", "dlrm_projection", "deepfm")

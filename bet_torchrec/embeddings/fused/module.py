@@ -102,7 +102,7 @@ class _Batch:
         self, fused: FusedBudgetedEmbeddingBagCollection, features: KeyedJaggedTensor
     ) -> None:
         self.fused = fused
-        module, router = fused.module, fused.module.router
+        router = fused.module.router
         ids, offsets = features.values().long().contiguous(), features.offsets().long()
         self.size = features.stride()
         weights = features.weights_or_none()

@@ -13,10 +13,10 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ShardingPlan, ShardingType
 
-from ..errors import InvalidInputError
-from ..planning.counts import RowCounts
-from .layout import Block
-from .module import BudgetedEmbeddingBagCollection
+from ...errors import InvalidInputError
+from ...planning.counts import RowCounts
+from ..layout import Block
+from ..module import BudgetedEmbeddingBagCollection
 
 
 def lookup_share(block: Block, counts: RowCounts) -> float:

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import InvalidInputError, PlanError
-from ..planning.budget import PRECISIONS
-from ..planning.plan import SizePlan
+from ...errors import InvalidInputError, PlanError
+from ...planning.budget import PRECISIONS
+from ...planning.plan import SizePlan
+from ..layout import Layout, blocks
+from ..module import BudgetedEmbeddingBagCollection
+from ..sharding.sharder import ShardedBudgetedEmbeddingBagCollection
+from .collection import QuantizedBudgetedEmbeddingBagCollection
 from .export import packed_table
-from .layout import Layout, blocks
-from .module import BudgetedEmbeddingBagCollection
 from .packing import pack_rows
-from .quantized import QuantizedBudgetedEmbeddingBagCollection
-from .sharder import ShardedBudgetedEmbeddingBagCollection
 
 _PIECE = 1 << 16  # rows packed at once
 

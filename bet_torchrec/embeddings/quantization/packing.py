@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torchrec.modules.embedding_configs import DataType
 
-from ..errors import InvalidInputError
-from ..planning.budget import BITS, MemoryModel
-from ..serving.packed import PARAMETERS
+from ...errors import InvalidInputError
+from ...planning.budget import BITS, MemoryModel
+from ...serving.packed import PARAMETERS
 
 DATA_TYPES = {
     "fp32": DataType.FP32,

@@ -12,9 +12,9 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.types import ParameterSharding, ShardingType
 from torchrec.distributed.utils import optimizer_type_to_emb_opt_type
 
-from ..errors import BetError
-from .layout import Block
-from .module import BudgetedEmbeddingBagCollection
+from ...errors import BetError
+from ..layout import Block
+from ..module import BudgetedEmbeddingBagCollection
 
 _FUSED_ON_CPU = (
     EmbOptimType.EXACT_SGD,

@@ -37,9 +37,9 @@ from torchrec.distributed.utils import append_prefix
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from .module import BudgetedEmbeddingBagCollection
-from .parts import full_tables, load_full_tables
-from .sharding_checks import check_sharding
+from ..module import BudgetedEmbeddingBagCollection
+from ..parts import full_tables, load_full_tables
+from .checks import check_sharding
 
 
 @dataclass
@@ -150,8 +150,8 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
     sharding_types: offered to TorchRec's planner; its own for the device unless given. Row-wise
         sharding on CPU, which works too, has to be asked for.
 
-    Build the collection on the meta device: TorchRec keeps the weights that it is given alive beside
-    the shards that it makes of them.
+    Build the collection on the meta device: TorchRec keeps the weights that it is given alive
+    beside the shards that it makes of them.
 
     For torch's own optimizers (Adam on CPU), see
     ``with_dense_kernels``; for balanced plans, ``sharding_constraints``.

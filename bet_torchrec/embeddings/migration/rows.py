@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from ..errors import InvalidInputError
-from ..planning.table_plan import Bucket, TablePlan
-from .layout import Block
-from .module import BudgetedEmbeddingBagCollection
-from .optimizer_state import Held, OptimizerStates, Role
-from .parts import Part, local_parts
-from .sharder import ShardedBudgetedEmbeddingBagCollection
+from ...errors import InvalidInputError
+from ...planning.table_plan import Bucket, TablePlan
+from ..layout import Block
+from ..module import BudgetedEmbeddingBagCollection
+from ..optimizer_state import Held, OptimizerStates, Role
+from ..parts import Part, local_parts
+from ..sharding.sharder import ShardedBudgetedEmbeddingBagCollection
 
 
 class _Plans(Protocol):

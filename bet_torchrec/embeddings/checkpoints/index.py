@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..planning.plan import SizePlan
-from . import checkpoint_io
-from .checkpoint_io import DamagedCheckpointError
+from ...planning.plan import SizePlan
+from . import storage
 from .manifest import Manifest
+from .storage import DamagedCheckpointError
 
 _INDEX, _FORMAT, _VERSION = "checkpoint.json", "bet_torchrec.checkpoint", 1
 
@@ -54,7 +54,7 @@ def commit(folder: Path, plans: Iterable[SizePlan], body: dict[str, Any]) -> Non
     data = body["data"]
     for plan in plans:
         plan.save(folder / data / f"{plan.fingerprint()}.plan")
-    metadata = (folder / data / checkpoint_io.METADATA).read_bytes()
+    metadata = (folder / data / storage.METADATA).read_bytes()
     body["metadata_sha256"] = hashlib.sha256(metadata).hexdigest()
     text = json.dumps(body, sort_keys=True)
     index = {
@@ -94,7 +94,7 @@ def open_checkpoint(path: Path) -> Opened:
             name: SizePlan.load(folder / f"{Path(facts.plan).name}.plan")
             for name, facts in saved.collections.items()
         }
-        metadata = checkpoint_io.read_metadata(folder, body["metadata_sha256"])
+        metadata = storage.read_metadata(folder, body["metadata_sha256"])
         found = Checkpoint(plans, saved, dict(body["facts"]))
         return Opened(found, folder, metadata, {Path(n).name: c for n, c in body["files"].items()})
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:

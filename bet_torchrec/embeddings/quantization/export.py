@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from ..errors import InvalidInputError
-from ..planning.plan import SizePlan
-from ..serving import files
-from ..serving.packed import PackedBlock, PackedTable
-from ..serving.stream import Entry, write_file
-from .layout import Block, Layout, RowOrder
-from .module import BudgetedEmbeddingBagCollection
+from ...errors import InvalidInputError
+from ...planning.plan import SizePlan
+from ...serving import files
+from ...serving.packed import PackedBlock, PackedTable
+from ...serving.stream import Entry, write_file
+from ..layout import Block, Layout, RowOrder
+from ..module import BudgetedEmbeddingBagCollection
 from .packing import row_bytes
 
 _PIECE = 1 << 16  # rows

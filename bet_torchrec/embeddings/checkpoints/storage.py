@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
-from ..errors import BetError
+from ...errors import BetError
 
 METADATA = ".metadata"
 

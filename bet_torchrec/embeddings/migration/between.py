@@ -14,12 +14,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from ..errors import InvalidInputError
-from ..planning.plan import SizePlan
-from ..team import Team, team
-from .layout import Layout, RowOrder
-from .module import BudgetedEmbeddingBagCollection
-from .optimizer_state import Optimizers, OptimizerStates, Role
+from ...errors import InvalidInputError
+from ...planning.plan import SizePlan
+from ...team import Team, team
+from ..layout import Layout, RowOrder
+from ..module import BudgetedEmbeddingBagCollection
+from ..optimizer_state import Optimizers, OptimizerStates, Role
 from .rows import TableRows, collection_of, spread_over
 
 Target = TypeVar("Target", bound=nn.Module)

@@ -16,12 +16,12 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from ..errors import InvalidInputError
-from ..planning.plan import SizePlan
-from ..serving.files import open_tables
+from ...errors import InvalidInputError
+from ...planning.plan import SizePlan
+from ...serving.files import open_tables
+from ..layout import Block, Layout, RowOrder
+from ..module import BudgetedEmbeddingBagCollection
 from .export import export_tables, packed_table, saved_plan
-from .layout import Block, Layout, RowOrder
-from .module import BudgetedEmbeddingBagCollection
 from .packing import CUDA_ALIGNMENT, DATA_TYPES, stored_width
 
 _PIECE = 1 << 16  # rows

@@ -10,14 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import BetError, InvalidInputError
-from ..planning.plan import SizePlan
-from ..planning.table_plan import TablePlan
-from .module import BudgetedEmbeddingBagCollection
-from .optimizer_state import OptimizerStates, Role
-from .parts import Part
-from .parts import _parts as parts_of
-from .sharder import ShardedBudgetedEmbeddingBagCollection
+from ...errors import BetError, InvalidInputError
+from ...planning.plan import SizePlan
+from ...planning.table_plan import TablePlan
+from ..module import BudgetedEmbeddingBagCollection
+from ..optimizer_state import OptimizerStates, Role
+from ..parts import Part, parts_of
+from ..sharding.sharder import ShardedBudgetedEmbeddingBagCollection
 
 
 class CheckpointMismatchError(BetError, ValueError):

@@ -18,12 +18,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ..team import group_or_default, team
-from . import checkpoint_io
-from .checkpoint_index import Checkpoint, Opened, commit, discard, open_checkpoint
-from .checkpoint_io import Chunks, DamagedCheckpointError
+from ...team import group_or_default, team
+from ..optimizer_state import Optimizers, OptimizerStates
+from . import storage
+from .index import Checkpoint, Opened, commit, discard, open_checkpoint
 from .manifest import Manifest, check, collections, manifest, merged, tensors
-from .optimizer_state import Optimizers, OptimizerStates
+from .storage import Chunks, DamagedCheckpointError
 
 
 def save_checkpoint(
@@ -64,8 +64,8 @@ def save_checkpoint(
     text, states, own = ranks.together("describing the model", prepare)
     whole = merged(ranks.gather(own))
     try:
-        checkpoint_io.write(_chunks(root, states, whole, singles={}), folder / data, pg)
-        sums = ranks.gather(checkpoint_io.checksums(folder / data, f"__{ranks.rank}_*"))
+        storage.write(_chunks(root, states, whole, singles={}), folder / data, pg)
+        sums = ranks.gather(storage.checksums(folder / data, f"__{ranks.rank}_*"))
         files = {name: value for one in sums for name, value in one.items()}
         body = {"data": data, "files": files, **whole.to_json(), "facts": json.loads(text)}
         first, plans = ranks.rank == 0, [module.plan for module in collections(root).values()]
@@ -115,7 +115,7 @@ def load_checkpoint(
     whole = merged(ranks.gather(own))  # so that every rank finds the same mismatch
     check(saved.manifest, saved.plans, whole, plans, optimizer_state=optimizer_state)
     share = dict(sorted(opened.files.items())[ranks.rank :: ranks.size])
-    ranks.together("reading", lambda: checkpoint_io.check_files(opened.folder, share))
+    ranks.together("reading", lambda: storage.check_files(opened.folder, share))
     states.forget_caches()
     singles: dict[str, Tensor] = {}
     if optimizer_state:
@@ -123,7 +123,7 @@ def load_checkpoint(
     wanted = saved.manifest if optimizer_state else Manifest({}, {})
     chunks = _chunks(root, states, wanted, singles, loading=True)
     try:
-        checkpoint_io.read(chunks, opened.folder, opened.metadata, pg)
+        storage.read(chunks, opened.folder, opened.metadata, pg)
     except (CheckpointException, RuntimeError, ValueError) as error:
         raise DamagedCheckpointError(
             f"{path} could not be read, the model is loaded in part: take an older checkpoint "

@@ -1,0 +1,1 @@
+"""Weights and optimizer state from one plan to another."""

@@ -1,0 +1,1 @@
+"""From training tables to served bytes: packed rows, the serving collection, its files."""
