@@ -16,10 +16,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from .arrays import read_arrays, write_arrays
 from .errors import DataError
 from .ids import check_ids, dense, frozen, rank_order, seconds, sorted_distinct
 
 _log = logging.getLogger(__name__)
+
+_MARKER = "bet_torchrec_interactions"
+_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -222,13 +226,62 @@ class Interactions:
 
     def save(self, path: str | Path) -> Path:
         """Write one .npz file, without pickle; under a temporary name first, then renamed."""
-        from .npz import save
-
-        return save(self, Path(path))
+        arrays: dict[str, Any] = {
+            _MARKER: np.int64(_VERSION),
+            "user": self.users,
+            "item": self.items,
+            "num_users": np.int64(self.num_users),
+            "num_items": np.int64(self.num_items),
+            "timestamp": self.timestamps,
+            "test_mark": self.test_mark,
+            "user_labels": self.user_labels,
+            "item_labels": self.item_labels,
+            "name": np.array(self.name),
+            "notes": np.array(self.notes, dtype=str),
+            "fingerprint": np.array(self.fingerprint()),
+        }
+        return write_arrays(Path(path), {k: v for k, v in arrays.items() if v is not None})
 
     @classmethod
     def load(cls, path: str | Path) -> Interactions:
         """What ``save`` wrote; DataError if the file is damaged or something else."""
-        from .npz import load_saved
+        arrays = read_arrays(Path(path))
+        if not cls.wrote(arrays):
+            raise DataError(
+                f"{path} should be written by Interactions.save, got arrays "
+                f"{', '.join(sorted(arrays))}; bet_torchrec.load reads other npz files"
+            )
+        return cls.from_arrays(arrays, source=str(path))
 
-        return load_saved(Path(path))
+    @staticmethod
+    def wrote(arrays: Mapping[str, NDArray[Any]]) -> bool:
+        """Whether ``save`` wrote the file of these arrays."""
+        return _MARKER in arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], *, source: str) -> Interactions:
+        """From what ``save`` wrote, checked against its fingerprint. source: for errors."""
+        if (version := int(arrays[_MARKER])) > _VERSION:
+            raise DataError(
+                f"{source} has format version {version}, this reads up to {_VERSION}; upgrade "
+                "bet_torchrec"
+            )
+        try:
+            interactions = cls(
+                users=arrays["user"],
+                items=arrays["item"],
+                num_users=int(arrays["num_users"]),
+                num_items=int(arrays["num_items"]),
+                timestamps=arrays.get("timestamp"),
+                test_mark=arrays.get("test_mark"),
+                user_labels=arrays.get("user_labels"),
+                item_labels=arrays.get("item_labels"),
+                name=str(arrays["name"]),
+                notes=tuple(str(note) for note in arrays["notes"]),
+            )
+            fingerprint = str(arrays["fingerprint"])
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{source} is damaged: {type(error).__name__} {error}") from error
+        if interactions.fingerprint() != fingerprint:
+            raise DataError(f"{source} is damaged: its content does not match its fingerprint")
+        return interactions
