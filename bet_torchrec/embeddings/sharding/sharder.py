@@ -153,8 +153,8 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
     Build the collection on the meta device: TorchRec keeps the weights that it is given alive
     beside the shards that it makes of them.
 
-    For torch's own optimizers (Adam on CPU), see
-    ``with_dense_kernels``; for balanced plans, ``sharding_constraints``.
+    For torch's own optimizers (Adam on CPU), see ``with_dense_kernels``; for balanced plans,
+    ``sharding_constraints``. On gloo, row-wise sharding needs as many examples on every rank.
 
     Raises on sharding:
         ShardingError: what TorchRec would do silently wrong: a fused table without an optimizer,
