@@ -94,10 +94,16 @@ class Router:
                 starts[name], total = total, total + len(order)
                 maps.append(torch.from_numpy(rank_of_id(order)))
         self._mapped = [slot.table in starts for slot in self.slots]
+        self._map_places = {n: slice(at, at + plans[n].rows) for n, at in starts.items()}
         if maps:
             self._host["map"] = torch.cat(maps) if len(maps) > 1 else maps[0]
             self._host["starts"] = torch.tensor([starts.get(s.table, 0) for s in self.slots])
             self._host["mapped"] = torch.tensor(self._mapped)
+
+    def id_map(self, table: str) -> Tensor | None:
+        """int32 (rows,), on the CPU and not to be changed: ids' ranks; None where ids are ranks."""
+        place = self._map_places.get(table)
+        return None if place is None else self._host["map"][place]
 
     @property
     def id_map_bytes(self) -> int:

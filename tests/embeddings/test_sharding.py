@@ -81,7 +81,7 @@ def _train(rank: int, world: int, how: str, optimizer: str, layout: str) -> dict
 CASES = [
     (how, optimizer, layout)
     for how, optimizer, layout in itertools.product(TYPES, OPTIMIZERS, ("bucketed", "prefix"))
-    # data-parallel tables take torch's optimizers; a row-wise state has one value a row, *block* and
+    # data-parallel tables take torch's optimizers; a row-wise state is one a row, block and
     # column shard
     if optimizer != "rowwise_adagrad"
     or (how in ("table_wise", "row_wise") and layout == "bucketed")

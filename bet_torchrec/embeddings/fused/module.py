@@ -71,6 +71,7 @@ class FusedBudgetedEmbeddingBagCollection(nn.Module):
                 module.blocks[table.name],
                 [module.weight(block).data for block in module.blocks[table.name]],
                 optimizer,
+                module.router.id_map(table.name),
             )
             for table in module.tables
         }

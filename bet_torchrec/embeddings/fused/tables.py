@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ...planning.table_plan import TablePlan
 from ..layout import Block
-from ..routing import rank_of_id
 from .kernels import library
 
 Optimizer: TypeAlias = Literal["sgd", "rowwise_adagrad", "adagrad"]
@@ -48,7 +47,10 @@ class Feature:
 
 
 class KernelTable:
-    """A table for the kernels. weights, states: by block; states are empty under SGD."""
+    """A table for the kernels. weights, states: by block; states are empty under SGD.
+
+    id_map: int32 (rows,), each id's rank; None where ids are ranks.
+    """
 
     def __init__(
         self,
@@ -56,12 +58,13 @@ class KernelTable:
         blocks: Sequence[Block],
         weights: Sequence[Tensor],
         optimizer: Optimizer,
+        id_map: Tensor | None,
     ) -> None:
         self.rows, self.dim = plan.rows, plan.embedding_dim
         self.weights = list(weights)
         self.optimizer = optimizer
         self.states = [self._state(weight) for weight in weights] if optimizer != "sgd" else []
-        self._map = None if plan.order is None else torch.from_numpy(rank_of_id(plan.order))
+        self._map = id_map
         self._first = _int64s([b.first_rank for b in blocks])
         self._end = _int64s([b.first_rank + b.rows for b in blocks])
         self._stride = _int64s([b.stride for b in blocks])
