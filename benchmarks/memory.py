@@ -7,12 +7,14 @@ One table, full width 128, whose plan has widths 4 to 128, half as many rows at 
 narrower one: a tenth of the full table's bytes. Every case runs in a fresh process, after a tiny
 one of its kind that loads all libraries. "account" is what the plan's MemoryModel counts: weights,
 optimizer state and id map. "tensors" are all that are alive, by their storages. "resident" is the
-growth of the process (VmRSS; on CUDA, of the allocator), "peak" the most in one training step of
-10,000 bags (VmHWM), and "step" what of that is gone after it, beside the batch's own size
-("batch": outputs, gradients and routed ids, computed). Tables train through
-DistributedModelParallel in one process, "own step" in FusedBudgetedEmbeddingBagCollection; "E *
-mask" is plain torch and what published code does. In the prefix layout a row-wise optimizer keeps
-a value for each of a row's blocks, which no account counts.
+growth of the process (VmRSS; on CUDA, of the allocator) and "peak" the most in one training step
+of 10,000 bags (VmHWM), which "batch" is the own size of: outputs, gradients and routed ids,
+computed. Tables train through DistributedModelParallel in one process, "own step" in
+FusedBudgetedEmbeddingBagCollection; "E * mask" is plain torch and what published code does, its
+account that of the plan it stands for. In the prefix layout a row-wise optimizer keeps a value for
+each of a row's blocks, which no account counts. The plan object keeps its order of ids
+on the host beside the id map made from it, 4 bytes a row that no account counts either: "and the
+plan", and "resident when loaded", have it.
 """
 
 from __future__ import annotations
@@ -90,8 +92,8 @@ def main() -> None:
 
 
 def report(found: list[dict[str, Any]], device: str) -> None:
-    header = ("rows", "optimizer", "tables", "account, MB", "tensors", "resident", "peak")
-    header += ("peak of account + batch", "building")
+    header = ("rows", "optimizer", "tables", "account, MB", "tensors", "resident", "and the plan")
+    header += ("peak", "peak of account + batch", "building")
     show(
         f"Training, {device}",
         header,
@@ -103,6 +105,7 @@ def report(found: list[dict[str, Any]], device: str) -> None:
                 f"{m['account'] / MB:,.1f}",
                 f"{m['tensors'] / m['account']:.4f}",
                 f"{m['resident'] / m['account']:.3f}",
+                f"{(m['resident'] + m['resident plan']) / m['account']:.3f}",
                 f"{m['peak'] / m['account']:.3f}",
                 f"{m['peak'] / (m['account'] + m['batch']):.3f}",
                 f"{m['peak of building'] / m['account']:.2f}",
