@@ -39,7 +39,8 @@ class BudgetedEmbeddingBagCollection(nn.Module):
     Shapes: F features, B examples; the output's values are (B, sum of the features' widths).
 
     Raises:
-        InvalidInputError, PlanError: tables and plan do not fit, or an unknown layout.
+        InvalidInputError, PlanError: tables and plan do not fit, an unknown layout, or one whose
+            optimizer state is over the plan's budget.
 
     On a call: IdRangeError for an id out of range; InvalidInputError for a missing feature, missing
     weights or batch sizes that vary by feature.
@@ -61,6 +62,7 @@ class BudgetedEmbeddingBagCollection(nn.Module):
         self.blocks: dict[str, tuple[Block, ...]] = {
             table.name: blocks(plan[table.name], layout, row_order) for table in self.tables
         }
+        _check_budget(plan, self.blocks)
         self._is_weighted = is_weighted
         self._slots = _slots(self.tables)
         self.router = Router(
@@ -173,6 +175,19 @@ def _checked(
     if not seen:
         raise InvalidInputError("expected at least one table, got none")
     return tuple(tables)
+
+
+def _check_budget(plan: SizePlan, blocks: Mapping[str, Sequence[Block]]) -> None:
+    """A row in several blocks has several row-wise states, of which the plan counted one."""
+    states = sum(block.rows for own in blocks.values() for block in own)
+    rows = sum(bucket.rows for name in blocks for bucket in plan[name].buckets if bucket.width)
+    extra = plan.memory.state_bytes_a_row() * (states - rows)
+    if plan.cost() + extra > plan.limit:
+        raise PlanError(
+            f"layout='prefix' keeps a row-wise optimizer state for each of a row's blocks: {extra} "
+            f"bytes beside the plan's {plan.cost()} are over its budget of {plan.limit}: use "
+            f"layout='bucketed', or plan with a budget that is {extra} bytes smaller"
+        )
 
 
 def _slots(tables: Sequence[EmbeddingBagConfig]) -> tuple[Slot, ...]:

@@ -113,7 +113,6 @@ class Router:
     def to(self, device: torch.device) -> dict[str, Tensor]:
         """The tensors on a device, copied there once."""
         if device not in self._on:
-            # A map serves one device: the host's copy goes when another takes over.
             self._on[device] = {name: value.to(device) for name, value in self._host.items()}
         return self._on[device]
 

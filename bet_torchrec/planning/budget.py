@@ -233,6 +233,10 @@ class MemoryModel:
             cost = -(-cost // self.alignment) * self.alignment
         return np.where(width > 0, cost, 0)
 
+    def state_bytes_a_row(self) -> int:
+        """Of the optimizer's state, what a row takes whatever its width."""
+        return _STATE[str(self.optimizer)][1] if self.purpose == "training" else 0
+
     def bucket_cost(self, width: int, rows: int, precision: str = "fp32") -> int:
         """All rows of one bucket, rounded up to ``table_alignment``."""
         cost = self.row_cost(width, precision) * int(rows)

@@ -26,10 +26,11 @@ from masked_cases import (
     trained,
     values_of,
 )
-from torchrec import KeyedJaggedTensor, PoolingType
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 
-from bet_torchrec.embeddings import IdRangeError
-from bet_torchrec.errors import InvalidInputError
+from bet_torchrec import Budget, RowCounts, SizePlan
+from bet_torchrec.embeddings import BudgetedEmbeddingBagCollection, IdRangeError
+from bet_torchrec.errors import InvalidInputError, PlanError
 
 # Forward
 
@@ -226,3 +227,19 @@ def test_any_collection_is_its_masked_full_tables(case, choice):
             module(kjt).values().square().sum().backward()
             torch.optim.SGD(module.parameters(), lr=0.1).step()
     assert_same_tables(model.full_tables(), full_tables(full))
+
+
+def test_prefix_states_that_are_over_the_budget_are_refused():
+    table = EmbeddingBagConfig(name="t", num_embeddings=10, embedding_dim=8, feature_names=["f"])
+    counts = {"t": RowCounts.from_rows(list(range(10, 0, -1)))}
+    sizes = {"t": np.repeat([8, 4], [5, 5])}
+    cost = 5 * (8 * 4 + 4) + 5 * (4 * 4 + 4)  # the 5 wide rows have a second state in "prefix"
+
+    def plan(amount: int) -> SizePlan:
+        budget = Budget.bytes(amount, purpose="training", dtype="fp32", optimizer="rowwise_adagrad")
+        return SizePlan.from_sizes([table], sizes, counts, budget=budget, sizer="test")
+
+    BudgetedEmbeddingBagCollection([table], plan(cost))
+    BudgetedEmbeddingBagCollection([table], plan(cost + 20), layout="prefix")
+    with pytest.raises(PlanError, match="20 bytes beside the plan's 280 are over"):
+        BudgetedEmbeddingBagCollection([table], plan(cost + 19), layout="prefix")

@@ -26,7 +26,7 @@ CASES = [("dlrm", "bucketed"), ("deepfm", "prefix")]
 
 def reference(kind: str) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and tables of masked full tables, one process, no sharding."""
-    collection = masked_collection(make_plan())
+    collection = masked_collection(make_plan("adagrad"))
     model = make_model(kind, collection)
     optimizer = torch.optim.Adagrad(model.parameters(), lr=LR, eps=1e-8)
     losses = []
@@ -62,7 +62,8 @@ def _train(rank: int, world: int, kind: str, layout: str, how: str) -> dict[str,
     )
 
     device = torch.device("cpu")
-    own = BudgetedEmbeddingBagCollection(TABLES, make_plan(), layout=layout, device="meta")
+    plan = make_plan("adagrad")  # whose state is as large in both layouts
+    own = BudgetedEmbeddingBagCollection(TABLES, plan, layout=layout, device="meta")
     model = make_model(kind, own)
     start = {n: w.clone() for n, w in model.named_parameters() if not w.is_meta}
     fused = {"optimizer": EmbOptimType.EXACT_ADAGRAD, "learning_rate": LR, "eps": 1e-8}
