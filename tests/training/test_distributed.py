@@ -272,6 +272,7 @@ def test_a_rank_that_ends_in_the_middle_of_a_step_ends_the_others():
     began = time.monotonic()
     first, second = on_ranks(wrong, 2, "step", failures=True)
     assert isinstance(first, Failed)
-    assert "closed" in first.text  # what gloo says; NCCL waits for its timeout
+    # What gloo says of it, as it may; NCCL waits for its timeout.
+    assert "closed" in first.text or "reset" in first.text
     assert second.kind == "ZeroDivisionError"
     assert time.monotonic() - began < 50  # the timeout (60 s) wasn't waited for
