@@ -20,6 +20,7 @@ from common import parser, ranked_split, save, setup, show
 from scipy.stats import spearmanr
 
 from bet_torchrec import BET, Budget, BudgetPlanner
+from bet_torchrec.data import Split
 from bet_torchrec.planning.sizers.bet import PAPER_FAMILIES, Sampler
 from bet_torchrec.training import (
     TrainingWorkbench,
