@@ -100,6 +100,7 @@ class BudgetedEmbeddingBagCollection(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Look up and pool; see the class."""
+        features = self.router.select(features)
         routed = self.router(features)
         if not (self.router.keys and features.stride()):  # TorchRec's own takes no empty batch
             return self.merger.output(self._zeros(features))

@@ -61,6 +61,7 @@ def local_parts(module: Collection) -> dict[str, list[Part]]:
 
 
 def parts_of(weight: Tensor | ShardedTensor | DTensor) -> Iterator[Part]:
+    """What this rank holds of one tensor."""
     if isinstance(weight, ShardedTensor):
         for shard in weight.local_shards():
             row, column = shard.metadata.shard_offsets

@@ -71,6 +71,9 @@ class Router:
         self._pairs = [
             k * len(self.slots) + s for s, own in enumerate(per_slot) for k in range(len(own))
         ]
+        every_pair = range(most * len(self.slots))
+        self._pair_keys = [str(pair) for pair in every_pair]
+        self._in_slot_order = self._pairs == list(every_pair)
         self._rows = [plans[slot.table].rows for slot in self.slots]
         table = np.zeros((4, most, len(self.slots)), dtype=np.int64)
         table[2:] = 1  # where a slot has fewer blocks than others, an empty range
@@ -150,14 +153,14 @@ class Router:
         if weights is not None:
             weights = weights.expand(len(first), -1).reshape(-1).index_select(0, chosen)
         by_block = KeyedJaggedTensor(
-            keys=[str(pair) for pair in range(len(host))],
+            keys=self._pair_keys,
             values=local.reshape(-1).index_select(0, chosen),
             weights=weights,
             lengths=routed.view(-1),
             stride=batch,
             length_per_key=host,
         )
-        if self._pairs != list(range(len(host))):
+        if not self._in_slot_order:
             by_block = _permuted(by_block, self._pairs)
         return KeyedJaggedTensor(
             keys=self.keys,
@@ -177,7 +180,7 @@ class Router:
         return torch.where(mean, 1 / lengths.clamp_min(1).float(), 1.0)
 
     def select(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """The slots' features in the slots' order, checked."""
+        """The slots' features in the slots' order, checked; what it returned passes as it is."""
         if features.variable_stride_per_key() or features.inverse_indices_or_none() is not None:
             raise InvalidInputError(
                 "every feature should have the same batch size (no stride_per_key_per_rank and no "

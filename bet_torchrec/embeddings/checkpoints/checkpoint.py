@@ -68,8 +68,8 @@ def save_checkpoint(
         sums = ranks.gather(storage.checksums(folder / data, f"__{ranks.rank}_*"))
         files = {name: value for one in sums for name, value in one.items()}
         body = {"data": data, "files": files, **whole.to_json(), "facts": json.loads(text)}
-        first, plans = ranks.rank == 0, [module.plan for module in collections(root).values()]
-        ranks.together("writing", lambda: commit(folder, plans, body) if first else None)
+        plans = [module.plan for module in collections(root).values()]
+        ranks.first("writing", lambda: commit(folder, plans, body))
     except BaseException:
         if ranks.rank == 0:
             discard(folder, data)

@@ -110,6 +110,7 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Look up and pool; see the class."""
+        features = self.router.select(features)
         routed = self.router(features)
         if not self.router.keys:
             shape = (features.stride(), self.merger.width)

@@ -21,6 +21,7 @@ from ...serving.packed import PackedBlock, PackedTable
 from ...serving.stream import Entry, write_file
 from ..layout import Block, Layout, RowOrder
 from ..module import BudgetedEmbeddingBagCollection
+from ..routing import rank_of_id
 from .packing import row_bytes
 
 _PIECE = 1 << 16  # rows
@@ -150,11 +151,7 @@ def _rows(
 
 def _id_map(order: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
     """The rank of each id, from the id of each rank; and the other way round."""
-    if order is None:
-        return None
-    ranks = np.empty(len(order), dtype=np.int32)
-    ranks[order] = np.arange(len(order), dtype=np.int32)
-    return ranks
+    return None if order is None else rank_of_id(order)
 
 
 def _whole(name: str, dtype: str, array: NDArray[Any]) -> Entry:

@@ -18,6 +18,8 @@ from ...planning.counts import RowCounts
 from ..layout import Block
 from ..module import BudgetedEmbeddingBagCollection
 
+_NARROWEST_SHARD = 4  # columns; TorchRec's default of 32 would leave narrow blocks in one shard
+
 
 def lookup_share(block: Block, counts: RowCounts) -> float:
     """The share of its table's lookups that reach a block, 0 to 1."""
@@ -96,6 +98,3 @@ def with_dense_kernels(plan: ShardingPlan) -> ShardingPlan:
             if "/" in name:
                 modules[path][name] = dataclasses.replace(how, compute_kernel=dense)
     return ShardingPlan(modules)
-
-
-_NARROWEST_SHARD = 4  # columns; TorchRec's default of 32 would leave narrow blocks in one shard

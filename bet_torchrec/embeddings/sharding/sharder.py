@@ -84,6 +84,7 @@ class ShardedBudgetedEmbeddingBagCollection(
         self, ctx: BudgetedContext, features: KeyedJaggedTensor
     ) -> Awaitable[Awaitable[KJTList]]:
         """Route ids to blocks' rows, then send them to the ranks that hold them."""
+        features = self.router.select(features)
         ctx.scale = self.router.scale(features)
         return self.embedding_bag_collection.input_dist(ctx, self.router(features))
 
