@@ -14,14 +14,11 @@ does, "masked rows" what one would write by hand. On CPU the process keeps freed
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from common import parser, save, setup, show
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -30,6 +27,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     ComputeDevice,
     SplitTableBatchedEmbeddingBagsCodegen,
 )
+from one_process import one_process
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed import DistributedModelParallel
@@ -234,20 +232,13 @@ def main() -> None:
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = p.parse_args()
     setup(args)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK="0", WORLD_SIZE="1")
-    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-    dist.init_process_group("nccl" if args.device == "cuda" else "gloo", rank=0, world_size=1)
     found = []
-    with heap_for_large_arrays():
+    with one_process(args.device), heap_for_large_arrays():
         for optimizer in args.optimizers:
             made = contenders(args.rows, optimizer, args.widths, args.device)
             for batch in args.batches:
                 for ids in ("uniform", "zipf"):
                     found += compare(args, made, optimizer, batch, ids)
-    dist.destroy_process_group()
     header = ("optimizer", "batch", "ids", "tables", "lookups a second", "against full", "GB/s")
     rows = [
         (

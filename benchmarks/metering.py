@@ -12,7 +12,6 @@ import dataclasses
 import gc
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lookup import DIM, FUSED, FullTable, batches, config, fused, halving_plan, masked, own_step
 from meter import Meter, live_tensors
+from one_process import one_process
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 from torchrec.distributed.types import ShardingType
 from torchrec.inference.modules import quantize_embeddings
@@ -240,17 +239,10 @@ def load(path: str) -> dict[str, int]:
 
 def measure(case: Case, seed: int) -> dict[str, Any]:
     """The case, after a tiny one of its kind."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK="0", WORLD_SIZE="1")
-    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-    dist.init_process_group("nccl" if case.device == "cuda" else "gloo", rank=0, world_size=1)
     of_kind = {"training": train, "serving": serve}[case.kind]
-    of_kind(dataclasses.replace(case, rows=SMALL), seed)
-    found = of_kind(case, seed)
-    dist.destroy_process_group()
-    return found
+    with one_process(case.device):
+        of_kind(dataclasses.replace(case, rows=SMALL), seed)
+        return of_kind(case, seed)
 
 
 def fresh_process(arguments: list[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 import traceback
@@ -32,6 +33,28 @@ def gloo_context() -> Any:
     return context
 
 
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def join_group(rank: int, world: int, port: int, backend: str = "gloo") -> None:
+    """Join the default group as torchrun would have it; one thread a rank."""
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(world),
+    )
+    torch.set_num_threads(1)
+    dist.init_process_group(backend, rank=rank, world_size=world)
+
+
 def on_ranks(
     function: Callable[..., Any], ranks: int, *args: Any, failures: bool = False
 ) -> list[Any]:
@@ -40,9 +63,7 @@ def on_ranks(
     failures: a rank that raises has ``Failed`` there, and the others are not stopped; else it is
         an error here.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         context = gloo_context()
         processes = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from gloo_ranks import gloo_context
+from gloo_ranks import free_port, gloo_context, join_group
 from sharded_cases import batch, full_tables, make_module, make_plan
 from torch import nn
 
@@ -167,9 +165,7 @@ def run_ranks(
     a rank gave to ``keep`` before is returned.
     """
     context = gloo_context()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             context.Process(target=_rank, args=(r, world, port, folder, scene, args), daemon=True)
@@ -193,16 +189,7 @@ def run_ranks(
 
 
 def _rank(rank: int, world: int, port: int, folder: str, scene: Any, args: Any) -> None:
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        RANK=str(rank),
-        WORLD_SIZE=str(world),
-        LOCAL_RANK=str(rank),
-        LOCAL_WORLD_SIZE=str(world),
-    )
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    join_group(rank, world, port)
 
     def keep(value: Any) -> None:
         torch.save(value, Path(folder) / str(rank))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from gloo_ranks import gloo_context
+from gloo_ranks import free_port, gloo_context, join_group
 from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 
 from bet_torchrec import Budget, RowCounts, SizePlan
@@ -153,9 +151,7 @@ def make_module(plan: SizePlan, **options: Any) -> BudgetedEmbeddingBagCollectio
 
 def run_ranks(world: int, scene: Callable[..., Any], *args: Any) -> list[Any]:
     """``scene(rank, world, *args)`` in real gloo processes; what each rank returned."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = gloo_context()
     results = context.SimpleQueue()
     processes = [
@@ -178,16 +174,7 @@ class _Failure:
 
 
 def _rank(rank: int, world: int, port: int, scene: Any, args: Any, results: Any) -> None:
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        RANK=str(rank),
-        WORLD_SIZE=str(world),
-        LOCAL_RANK=str(rank),
-        LOCAL_WORLD_SIZE=str(world),
-    )
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    join_group(rank, world, port)
     try:
         value = scene(rank, world, *args)
     except BaseException:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
-
 import pytest
 import torch
+from gloo_ranks import free_port, join_group
 from sharded_cases import TABLES, all_rows, batch, full_tables, make_module, make_plan, reference
 from torchrec import KeyedJaggedTensor
 
@@ -66,12 +64,7 @@ def test_routing_waits_for_the_device_once(monkeypatch):
 
 @pytest.fixture
 def one_rank():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK="0", WORLD_SIZE="1")
-    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
-    torch.distributed.init_process_group("nccl", rank=0, world_size=1)
+    join_group(0, 1, free_port(), "nccl")
     yield
     torch.distributed.destroy_process_group()
 

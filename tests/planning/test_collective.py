@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-
 import numpy as np
 import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from gloo_ranks import free_port
 
 from bet_torchrec.errors import InvalidInputError
 from bet_torchrec.planning import BET, Budget, BudgetPlanner, EqualSizes, TableSpec
@@ -124,12 +123,9 @@ def _run(rank, port, folder, queue):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     queue = mp.get_context("spawn").SimpleQueue()
     folder = tmp_path_factory.mktemp("collective")
-    mp.spawn(_run, args=(port, folder, queue), nprocs=2)
+    mp.spawn(_run, args=(free_port(), folder, queue), nprocs=2)
     return dict(queue.get() for _ in range(2))
 
 
