@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from common import parser, ranked_split, save, setup, show
 from torch import Tensor, nn
 
-from bet_torchrec.backbones import BipartiteGraph, BPRTerms, LightGCN
+from bet_torchrec.models import BipartiteGraph, BPRTerms, LightGCN
 from bet_torchrec.training import (
     BPRSampler,
     SizedEmbedding,

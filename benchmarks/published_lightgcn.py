@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from common import parser, save, setup, show
 
-from bet_torchrec.backbones import BipartiteGraph, LightGCN
 from bet_torchrec.data import load, published_split
 from bet_torchrec.evaluation import evaluate
+from bet_torchrec.models import BipartiteGraph, LightGCN
 from bet_torchrec.training import SizedEmbedding, published_lightgcn, train_bpr
 
 

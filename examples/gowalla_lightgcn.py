@@ -14,10 +14,10 @@ import torch
 from torchrec import EmbeddingBagConfig
 
 from bet_torchrec import BET, Budget, BudgetPlanner, generate, load
-from bet_torchrec.backbones import BipartiteGraph, LightGCN
 from bet_torchrec.data import DataNotFoundError, random_split
 from bet_torchrec.embeddings import BudgetedEmbeddingBagCollection, quantize
 from bet_torchrec.evaluation import evaluate
+from bet_torchrec.models import BipartiteGraph, LightGCN
 from bet_torchrec.training import TrainingWorkbench, fast, fast_fine_tuning, train_bpr
 from bet_torchrec.training.collection_tables import CollectionTables
 

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..backbones.protocol import BPRTerms
 from ..errors import BetError, InvalidInputError
+from ..models.protocol import BPRTerms
 from .checkpoint import Checkpointer, FileCheckpointer
 from .memory import heap_for_large_arrays
 from .optimizers import MakeOptimizer, Optimizers, adam

@@ -21,7 +21,7 @@ from ..errors import InvalidInputError
 
 
 class CollectionTables(nn.Module):
-    """Tables by name over collections of one table each; fits ``backbones.EmbeddingModule``.
+    """Tables by name over collections of one table each; fits ``models.EmbeddingModule``.
 
     collections: {table: BudgetedEmbeddingBagCollection, or TorchRec's EmbeddingBagCollection}, each
         of one table with one feature, all of the same embedding_dim. To shard them, wrap this in

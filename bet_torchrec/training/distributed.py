@@ -10,9 +10,9 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike
 from torch import nn
 
-from ..backbones.protocol import EmbeddingModule
 from ..errors import CollectiveError
 from ..evaluation import KS, Metrics, evaluate
+from ..models.protocol import EmbeddingModule
 from .model import model_scores
 from .ranks import Peers
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from ..backbones.protocol import Scores
 from ..evaluation import KS, Metrics, evaluate
+from ..models.protocol import Scores
 from .bpr import TrainResult
 from .checkpoint import CheckpointError, load_state, save_state
 from .sized_embedding import SizedEmbedding

@@ -41,7 +41,7 @@ class TensorTables:
 
 
 class SizedEmbedding(nn.Module):
-    """Tables whose row n has ``sizes[name][n]`` entries; fits ``backbones.EmbeddingModule``.
+    """Tables whose row n has ``sizes[name][n]`` entries; fits ``models.EmbeddingModule``.
 
     sizes: {table: (rows,) integers >= 0 in id order}. width: D, the columns of a read; the largest
     size in use (at least 1) unless given, never less. Starts as zeros: ``draw`` or ``load_prefix``.

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ..backbones import make_backbone
 from ..errors import InvalidInputError
+from ..models import make_backbone
 from ..planning.tables import TableSpec
 from . import settings as recipes
 from .bpr import train_bpr

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ..backbones import BipartiteGraph, PartitionedGraph
 from ..evaluation import evaluate
+from ..models import BipartiteGraph, PartitionedGraph
 from ..team import team
 from .distributed import evaluate_sharded
 from .model import model_scores

@@ -13,13 +13,13 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.types import ShardingEnv
 from training_oracles import small_split
 
-from bet_torchrec.backbones import NGCF, BipartiteGraph, PartitionedGraph, make_backbone
 from bet_torchrec.embeddings import (
     BudgetedEmbeddingBagCollection,
     BudgetedEmbeddingBagCollectionSharder,
     sharding_constraints,
     with_dense_kernels,
 )
+from bet_torchrec.models import NGCF, BipartiteGraph, PartitionedGraph, make_backbone
 from bet_torchrec.planning import Budget, RowCounts, SizePlan, TableSpec
 from bet_torchrec.training.collection_tables import CollectionTables
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from training_oracles import small_split
 
-from bet_torchrec.backbones import BipartiteGraph, LightGCN, make_backbone
-from bet_torchrec.backbones.protocol import BPRTerms
 from bet_torchrec.errors import InvalidInputError
 from bet_torchrec.evaluation import evaluate
+from bet_torchrec.models import BipartiteGraph, LightGCN, make_backbone
+from bet_torchrec.models.protocol import BPRTerms
 from bet_torchrec.training import (
     CheckpointError,
     DivergedError,

@@ -14,8 +14,8 @@ import torchrec
 from gloo_ranks import Failed, on_ranks
 from sharded_models import SPLIT, backbone_of, on_group, one_process
 
-from bet_torchrec.backbones import BipartiteGraph, PartitionedGraph
 from bet_torchrec.evaluation import evaluate
+from bet_torchrec.models import BipartiteGraph, PartitionedGraph
 from bet_torchrec.training import (
     CheckpointError,
     Peers,

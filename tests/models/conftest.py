@@ -8,7 +8,7 @@ import torch
 from backbone_oracles import dense_adjacency
 from scipy import sparse
 
-from bet_torchrec.backbones import BipartiteGraph
+from bet_torchrec.models import BipartiteGraph
 
 
 @pytest.fixture

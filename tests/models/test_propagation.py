@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from bet_torchrec.backbones import BipartiteGraph
 from bet_torchrec.errors import InvalidInputError
+from bet_torchrec.models import BipartiteGraph
 
 
 def test_one_product_is_the_dense_product(graph, adjacency):

@@ -10,8 +10,8 @@ from backbone_oracles import random_tables
 from gloo_ranks import on_ranks
 from scipy import sparse
 
-from bet_torchrec.backbones import NGCF, BipartiteGraph, LightGCN, PartitionedGraph
 from bet_torchrec.errors import InvalidInputError
+from bet_torchrec.models import NGCF, BipartiteGraph, LightGCN, PartitionedGraph
 from bet_torchrec.training import TensorTables
 
 pytestmark = pytest.mark.distributed

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from backbone_oracles import random_tables
 from scipy import sparse
 
-from bet_torchrec.backbones import (
+from bet_torchrec.errors import InvalidInputError
+from bet_torchrec.evaluation.separable import SeparableScores
+from bet_torchrec.models import (
     NCF,
     NGCF,
     BipartiteGraph,
@@ -19,8 +21,6 @@ from bet_torchrec.backbones import (
     make_backbone,
     principal_axes,
 )
-from bet_torchrec.errors import InvalidInputError
-from bet_torchrec.evaluation.separable import SeparableScores
 from bet_torchrec.training import TensorTables
 
 USERS, POSITIVES, NEGATIVES = (
@@ -164,7 +164,7 @@ def test_dropout_only_in_training_and_repeatable(graph):
 
 
 def test_mask_keeps_the_mean_and_the_share():
-    from bet_torchrec.backbones.ngcf import _mask
+    from bet_torchrec.models.ngcf import _mask
 
     mask = _mask((1001, 203), 0.1, torch.device("cpu"), torch.Generator().manual_seed(0))
     assert mask.shape == (1001, 203)
