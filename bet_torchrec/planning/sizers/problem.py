@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ...errors import InvalidInputError, MissingEvaluationError
+from ...outcome import Outcome
 from ..budget import BITS, Budget, MemoryModel
 from ..counts import RowCounts
 from ..feasible import allowed_widths, require_feasible
@@ -26,30 +27,99 @@ from ..fit import FitSpace
 from ..plan import Bucket, SizePlan, TablePlan
 from ..tables import TableSpec, table_specs
 
+if TYPE_CHECKING:
+    from ...models.protocol import EmbeddingModule
+    from ...tasks.task import Task
+
 Evaluate = Callable[[SizePlan], float]
 
 
-class Workbench(Protocol):
-    """Trains and evaluates the user's model for a sizer. Quality: higher is better."""
+class Trained(Protocol):
+    """A trained model with its tables.
+
+    model, embedding: as they ended. outcome: how training went.
+    """
+
+    @property
+    def model(self) -> torch.nn.Module: ...
+    @property
+    def embedding(self) -> EmbeddingModule: ...
+    @property
+    def outcome(self) -> Outcome: ...
 
     def full_tables(self) -> Mapping[str, torch.Tensor]:
-        """The pre-trained full tables by name, each rows x embedding_dim."""
+        """Copies of the tables by name, rows x embedding_dim each, zero-padded."""
 
-    def full_quality(self) -> float:
-        """Validation quality of the full model, the denominator of BET's Eq. 12."""
+
+class Sized(Protocol):
+    """What a sizer decided, with an account of its own; SizePlan is one.
+
+    A method whose rows share parameters (codebooks, projections, factors) returns its own.
+    """
+
+    def cost(self) -> int:
+        """What it costs, exactly, in the budget's ``cost_unit``."""
+
+    def build(self, seed: int) -> EmbeddingModule:
+        """Its tables as a module that trains, freshly drawn."""
+
+
+class Workbench(Protocol):
+    """Trains and evaluates the task's model for a sizer. Quality: higher is better.
+
+    On several ranks all of them make the same calls in the same order, and get the same answers.
+    """
+
+    @property
+    def task(self) -> Task:
+        """What is learnt."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """What the answers depend on (task, settings, seed), JSON-serialisable."""
+
+    def full(self) -> Trained:
+        """The model with full tables, trained once and kept."""
+
+    def fit(
+        self,
+        embedding: EmbeddingModule,
+        *,
+        settings: Any = None,
+        warm: Trained | None = None,
+        seed: int | None = None,
+        extra_loss: Callable[[], torch.Tensor] | None = None,
+        groups: Callable[..., Any] | None = None,
+        on_step: Callable[[int], None] | None = None,
+        floor: float | None = None,
+    ) -> Trained:
+        """Train the task's model over any embedding module, in place.
+
+        Args:
+            settings: of the training; None is the one from scratch. warm: whose model's weights
+                to start from (the tables are ``embedding``'s own affair). seed: None is the
+                workbench's. extra_loss: added to the task's at every step. groups: makes the
+                optimizer from the weights. on_step: called after every step with their number.
+            floor: as in ``fine_tune``.
+        """
 
     def fine_tune(
         self, plan: SizePlan, *, epochs: int | None = None, floor: float | None = None
-    ) -> float:
-        """Validation quality after a brief fine-tune from the pre-trained rows' prefixes.
+    ) -> Outcome:
+        """A brief training from the full tables' rows, cut to the plan's sizes.
 
         Args:
-            epochs: None for the workbench's own. floor: a quality under which nobody cares, so
-                that a hopeless one may stop early.
+            epochs: None for the workbench's own; 0 evaluates the bare cut rows. floor: a quality
+                under which nobody cares, so that a hopeless one may stop early ("pruned").
         """
 
-    def train(self, plan: SizePlan, *, seed: int | None = None) -> float:
-        """Validation quality after training from scratch to convergence."""
+    def train(
+        self,
+        plan: SizePlan,
+        *,
+        seed: int | None = None,
+        start: Literal["scratch", "full"] = "scratch",
+    ) -> Outcome:
+        """A full training: from scratch, or from the full tables' rows, cut."""
 
 
 class Sizer(Protocol):
