@@ -1,4 +1,4 @@
-"""Exact full ranking, Recall and NDCG of each user, click metrics, tests, simulated quantisation."""
+"""Exact full ranking, Recall and NDCG by user, click metrics, tests, simulated quantisation."""
 
 from .click_comparison import auc_difference_variance, compare_clicks
 from .clicks import (

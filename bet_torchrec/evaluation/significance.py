@@ -181,7 +181,7 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise InvalidInputError(f"p-values should be a flat array within [0, 1], got {p_values}")
+        raise InvalidInputError(f"p-values should be a flat array within [0, 1], got {p_values!r}")
     order = np.argsort(p, kind="stable")
     scaled = p[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty_like(p)
