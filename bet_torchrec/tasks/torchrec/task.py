@@ -117,6 +117,7 @@ class TorchRecTask:
         self.version, self._is_weighted = version, is_weighted
         self.device = torch.device(device)
         self.team: Team = team(process_group)
+        self._pg = process_group
 
     @property
     def tables(self) -> tuple[TableSpec, ...]:
@@ -283,6 +284,38 @@ class TorchRecTask:
             )
         collection.load_full_tables(trained.full_tables())  # type: ignore[operator]
         return module.to(device).eval()
+
+    def sharded(
+        self, plan: SizePlan, *, draw: int | None = 0, layout: str = "bucketed", **options: Any
+    ) -> Any:
+        """A planned collection as tables that ``TrainingWorkbench.fit`` trains: TorchRec's own.
+
+        In a process group it is sharded over the ranks; options: see ``sharded.on_ranks``.
+        draw: seed of its rows, drawn alike on any number of ranks; None leaves them to
+        ``load_full_tables``.
+        """
+        from .sharded import CollectionTables, on_ranks
+
+        pg = self._pg
+        collection: Any = self.collection(
+            plan, layout=layout, device=self.device if pg is None else "meta"
+        )
+        tables = CollectionTables(collection)
+        if pg is not None:
+            on_ranks(tables, pg, self.counts(), device=self.device, **options)
+        if draw is not None:
+            generator = torch.Generator().manual_seed(draw)
+            tables.load_full_tables(
+                {
+                    config.name: torch.empty(config.num_embeddings, config.embedding_dim).uniform_(
+                        config.get_weight_init_min(),
+                        config.get_weight_init_max(),
+                        generator=generator,
+                    )
+                    for config in self.configs
+                }
+            )
+        return tables
 
     def collection(self, plan: SizePlan, **options: Any) -> nn.Module:
         """A planned collection of the task's tables, its rows freshly drawn."""
