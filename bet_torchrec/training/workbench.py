@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import InvalidInputError
 from ..outcome import Outcome
 from ..planning.counts import RowCounts
-from ..planning.sizers.problem import Trained as TrainedLike
+from ..planning.sizers.workbench import Trained as TrainedLike
 from ..planning.tables import TableSpec
 from ..tasks.task import Task
 from .checkpoint import Checkpointer
