@@ -35,6 +35,15 @@ class ClickMetrics:
     calibration: float
     examples: int
 
+    def mean(self) -> dict[str, float]:
+        """{metric: value}, what reports print."""
+        return {
+            "auc": self.auc,
+            "log_loss": self.log_loss,
+            "normalised_entropy": self.normalised_entropy,
+            "calibration": self.calibration,
+        }
+
     def __str__(self) -> str:
         return (
             f"AUC {self.auc:.4f}  log loss {self.log_loss:.4f}  "
