@@ -297,9 +297,8 @@ class TorchRecTask:
         from .sharded import CollectionTables, on_ranks
 
         pg = self._pg
-        collection: Any = self.collection(
-            plan, layout=layout, device=self.device if pg is None else "meta"
-        )
+        where = {"device": "meta", "row_order": "interleaved"} if pg else {"device": self.device}
+        collection: Any = self.collection(plan, layout=layout, **where)
         tables = CollectionTables(collection)
         if pg is not None:
             on_ranks(tables, pg, self.counts(), device=self.device, **options)
