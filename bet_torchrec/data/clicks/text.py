@@ -1,6 +1,6 @@
 """Text tables, an example a line, to a click log in one pass; plain or gzipped.
 
-Some 100,000 to 150,000 lines of Criteo's 40 columns a second.
+Some 50,000 lines of Criteo's 40 columns a second on one core, 2 million ids.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..lines import line_of, opened, rows_of
 from .codes import Builder, Codes, Read
 
-PIECE = 1 << 14  # lines at a time
+PIECE = 1 << 11  # lines at a time: their cells stay in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
