@@ -49,6 +49,9 @@ def test_a_saved_split_comes_back_with_its_ranks(tmp_path: Path):
     assert {k: v.tolist() for k, v in again.ranks.items()} == {
         k: v.tolist() for k, v in ranks.items()
     }
+    np.savez(tmp_path / "split" / "ranks.npz", field_0=[0])
+    with pytest.raises(DataError, match="should have the ranks of 3 fields"):
+        ClickSplit.load(tmp_path / "split")
     empty = split_given(tiny(), train=slice(0, 6), validation=[], test=[])
     assert [len(part) for part in ClickSplit.load(empty.save(tmp_path / "e")).parts()] == [6, 0, 0]
 
