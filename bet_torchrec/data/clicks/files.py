@@ -41,14 +41,18 @@ def load_log(folder: Path, *, verify: bool) -> ClickLog:
     header = _read_header(folder, _LOG)
     try:
         fields = tuple(Field(**field) for field in header["fields"])
+        places = [i for i, field in enumerate(fields) if field.multi_hot]
+        # By our names alone: a header never says which file is opened.
+        known = ["labels", "ids", "dense", "timestamps"]
+        known += [f"bag_{i}_{what}" for i in places for what in ("values", "offsets")]
         maps = {
-            name: _mapped(folder, name, array, header["examples"])
-            for name, array in header["arrays"].items()
+            name: _mapped(folder, name, header["arrays"][name], header["examples"])
+            for name in known
+            if name not in ("dense", "timestamps") or name in header["arrays"]
         }
-        bags = {}
-        for i, field in enumerate(fields):
-            if field.multi_hot:
-                bags[field.name] = Bag(maps[f"bag_{i}_values"], maps[f"bag_{i}_offsets"])
+        bags = {
+            fields[i].name: Bag(maps[f"bag_{i}_values"], maps[f"bag_{i}_offsets"]) for i in places
+        }
         names = {fields[i].name: f"vocabulary_{i}.npz" for i in header["vocabularies"]}
         store = Store(
             labels=maps["labels"],
@@ -101,7 +105,10 @@ def load_split(folder: Path, *, verify: bool) -> ClickSplit:
     ranks = None
     if header["ranked"]:
         arrays = read_arrays(folder / "ranks.npz")
-        ranks = {field.name: arrays[f"field_{i}"] for i, field in enumerate(train.fields)}
+        names = [field.name for field in train.fields]
+        if sorted(arrays) != sorted(f"field_{i}" for i in range(len(names))):
+            raise DataError(f"{folder / 'ranks.npz'} should have the ranks of {len(names)} fields")
+        ranks = {name: arrays[f"field_{i}"] for i, name in enumerate(names)}
     return ClickSplit(
         train=train,
         validation=validation,
