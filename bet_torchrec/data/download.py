@@ -16,19 +16,14 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..files import holding, replacing
 from .errors import DataError, DataNotFoundError, DownloadError
 from .sources import SOURCES, Member, Source
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may then fetch one file twice
-    fcntl = None  # type: ignore[assignment]
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +66,7 @@ def fetch(
         sources = SOURCES[name]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock"):
+        with holding(folder, wait=True):
             for source in sources:
                 _fetch_one(source, folder, timeout, progress)
     except DataError:
@@ -168,17 +163,13 @@ def unpack(archive: Path, folder: Path, members: Sequence[Member]) -> None:
                         f"{info.file_size:,} bytes"
                     )
                 target = folder / Path(member.name).name
-                temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-                try:
-                    with file.open(info) as data, open(temporary, "wb") as out:
-                        while block := data.read(_BLOCK):
-                            out.write(block)
-                    wrong = member.checksum and check_sum(temporary, member.checksum)
+                with file.open(info) as data, replacing(target) as out:
+                    while block := data.read(_BLOCK):
+                        out.write(block)
+                    out.flush()
+                    wrong = member.checksum and check_sum(Path(out.name), member.checksum)
                     if wrong:
                         raise DownloadError(f"{member.path} in {archive}: {wrong}")
-                    os.replace(temporary, target)
-                finally:
-                    temporary.unlink(missing_ok=True)
     except KeyError as error:
         raise DownloadError(f"{archive} should contain {member.path}, and does not") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
@@ -290,10 +281,3 @@ def _bar(part: Path, total: int | None, progress: bool | None) -> Any:
     hide = None if progress is None else not progress
     return tqdm(total=total, unit="B", unit_scale=True, desc=part.stem, disable=hide, leave=False)
 
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "ab") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
