@@ -15,7 +15,6 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,7 @@ _BLOCK, _LARGEST_MEMBER = 1 << 18, 1 << 30
 
 
 class _Interrupted(Exception):
-    """The connection ended early, what came is kept. progress: whether anything came."""
-
-    def __init__(self, why: str, progress: bool) -> None:
-        super().__init__(why)
-        self.progress = progress
+    """The connection ended early, what came is kept."""
 
 
 def fetch(
@@ -93,7 +88,8 @@ def download(
 
     Args:
         path: where to; the folder exists. checksum: "sha256:...", "md5:..." or "git:...".
-        size: in bytes. attempts: in a row that bring nothing new, after a server failed.
+        size: in bytes; no more are taken. attempts: in a row that get no further than the best
+            before, after a server failed.
         timeout: seconds that the server may be silent.
 
     Raises:
@@ -104,10 +100,13 @@ def download(
     if urlsplit(url).scheme not in ("http", "https"):
         raise DataError(f"url should be http or https, got {url!r}")
     part = path.with_name(path.name + ".part")
-    resumed, failures = part.exists() and part.stat().st_size > 0, 0
+    # Only what is more than ever before is progress: a server that sends all again each time, or
+    # wrong files by turns, must come to an end.
+    failures, furthest = 0, _size(part)
+    resumed = furthest > 0
     while True:
         try:
-            _continue(url, part, timeout, progress)
+            _continue(url, part, size, timeout, progress)
             wrong = _mismatch(part, checksum, size)
             if wrong is None:
                 os.replace(part, path)
@@ -122,11 +121,11 @@ def download(
             _log.warning("%s: %s after resuming; starting again", url, wrong)
             resumed = False
         except _Interrupted as error:
-            failures = 1 if error.progress else failures + 1
+            failures = 1 if _size(part) > furthest else failures + 1
+            furthest = max(furthest, _size(part))
             if failures >= attempts:
-                have = part.stat().st_size if part.exists() else 0
                 raise DownloadError(
-                    f"{url}: {error}; {have:,} bytes are kept, the same call continues from them"
+                    f"{url}: {error}; {_size(part):,} bytes are kept, the same call continues from them"
                 ) from error
             resumed = True
             time.sleep(min(0.2 * 2**failures, 5.0))
@@ -172,7 +171,11 @@ def unpack(archive: Path, folder: Path, members: Sequence[Member]) -> None:
                         raise DownloadError(f"{member.path} in {archive}: {wrong}")
     except KeyError as error:
         raise DownloadError(f"{archive} should contain {member.path}, and does not") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (DataError, OSError) as error:
+        if isinstance(error, DataError) or error.errno is not None:
+            raise  # the disk's; bz2 has no errors of its own
+        raise DownloadError(f"{archive} is no zip archive, or a damaged one: {error}") from error
+    except Exception as error:  # four decompressors, each with errors of its own
         raise DownloadError(f"{archive} is no zip archive, or a damaged one: {error}") from error
 
 
@@ -203,9 +206,11 @@ def _fetch_one(source: Source, folder: Path, timeout: float, progress: bool | No
             path.unlink(missing_ok=True)
 
 
-def _continue(url: str, part: Path, timeout: float, progress: bool | None) -> None:
-    """Append what is missing of a file to its part."""
-    have = part.stat().st_size if part.exists() else 0
+def _continue(
+    url: str, part: Path, size: int | None, timeout: float, progress: bool | None
+) -> None:
+    """Append what is missing of a file to its part, up to one block more than its size."""
+    have = _size(part)
     # identity: bytes counted and resumed must be the file's own, not those of a compressed form.
     headers = {"User-Agent": "bet_torchrec", "Accept-Encoding": "identity"}
     if have:
@@ -225,18 +230,21 @@ def _continue(url: str, part: Path, timeout: float, progress: bool | None) -> No
                     file.write(block)
                     came += len(block)
                     bar.update(len(block))
+                    if size is not None and start + came > size:
+                        total = None  # it is another file, however long
+                        break
                 file.truncate()
         if total is not None and start + came < total:
-            raise _Interrupted(f"the connection ended at {start + came:,} of {total:,}", came > 0)
+            raise _Interrupted(f"the connection ended at {start + came:,} of {total:,}")
     except urllib.error.HTTPError as error:
         _explain(error, url, part, have)
     except urllib.error.URLError as error:
         if have or came:
-            raise _Interrupted(f"no connection ({error.reason})", came > 0) from error
+            raise _Interrupted(f"no connection ({error.reason})") from error
         raise DownloadError(f"{url}: no connection ({error.reason})") from error
     except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
         why = str(error) or type(error).__name__
-        raise _Interrupted(f"the connection broke ({why})", came > 0) from error
+        raise _Interrupted(f"the connection broke ({why})") from error
 
 
 def _start(answer: Any, have: int) -> int:
@@ -259,11 +267,15 @@ def _explain(error: urllib.error.HTTPError, url: str, part: Path, have: int) -> 
         total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
         if total is None or int(total[1]) != have:
             part.unlink(missing_ok=True)
-            raise _Interrupted("the partial file was longer than the file", False) from error
+            raise _Interrupted("the partial file was longer than the file") from error
         return
     if error.code >= 500 or error.code in (408, 429):
-        raise _Interrupted(f"the server answered {error.code} {error.reason}", False) from error
+        raise _Interrupted(f"the server answered {error.code} {error.reason}") from error
     raise DownloadError(f"{url}: the server answered {error.code} {error.reason}") from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _mismatch(path: Path, checksum: str | None, size: int | None) -> str | None:
@@ -280,4 +292,3 @@ def _bar(part: Path, total: int | None, progress: bool | None) -> Any:
 
     hide = None if progress is None else not progress
     return tqdm(total=total, unit="B", unit_scale=True, desc=part.stem, disable=hide, leave=False)
-

@@ -14,7 +14,7 @@ class Site:
     """files: {"/path": content}. What the server does, and what it was asked.
 
     cut: bytes after which the next answers break off, one entry an answer. ranges: whether a part
-    can be asked for. status: answers to come that are errors. asked: (path, Range) of each request.
+    can be asked for. endless: whether answers go on and on. status: answers to come that are errors. asked: (path, Range) of each request.
     """
 
     files: dict[str, bytes]
@@ -22,6 +22,7 @@ class Site:
     cut: list[int] = field(default_factory=list)
     ranges: bool = True
     lengths: bool = True
+    endless: bool = False
     status: list[int] = field(default_factory=list)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
 
@@ -51,16 +52,22 @@ def serve(files: dict[str, bytes]) -> Iterator[Site]:
             if start:
                 end = len(content) - 1
                 self.send_header("Content-Range", f"bytes {start}-{end}/{len(content)}")
-            if site.lengths:
+            if site.lengths and not site.endless:
                 self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[: site.cut.pop(0)] if site.cut else body)
+            while site.endless:
+                self.wfile.write(body)
             return None
 
         def log_message(self, *_: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            pass  # a client that has enough
+
+    server = Server(("127.0.0.1", 0), Handler)
     site.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

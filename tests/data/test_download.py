@@ -61,6 +61,31 @@ def test_a_server_without_ranges_sends_all_again(site: Site, tmp_path: Path):
     assert get(site, tmp_path, checksum=MD5).read_bytes() == CONTENT
 
 
+def test_a_server_that_always_breaks_at_the_same_place_is_given_up(site: Site, tmp_path: Path):
+    site.ranges, site.cut = False, [1000] * 60
+    with pytest.raises(DownloadError, match="the connection ended at 1,000"):
+        get(site, tmp_path, attempts=3)
+    assert len(site.asked) == 3
+
+
+def test_each_attempt_that_gets_further_counts_as_progress(site: Site, tmp_path: Path):
+    site.ranges, site.cut = False, [1000 * k for k in range(1, 12)]
+    assert get(site, tmp_path, checksum=MD5, attempts=2).read_bytes() == CONTENT
+
+
+def test_broken_answers_and_wrong_files_by_turns_end(site: Site, tmp_path: Path):
+    site.cut = [1000, len(CONTENT)] * 30  # whole, but of another content
+    with pytest.raises(DownloadError, match=r"not the expected|are kept"):
+        get(site, tmp_path, checksum="md5:" + "0" * 32)
+    assert len(site.asked) < 12
+
+
+def test_an_endless_answer_is_cut_where_the_file_should_end(site: Site, tmp_path: Path):
+    site.endless = True
+    with pytest.raises(DownloadError, match="not the expected file.*should have 300,000 bytes"):
+        get(site, tmp_path, size=300_000, timeout=5)
+
+
 @pytest.mark.parametrize("part", [b"other content", b"x" * len(CONTENT), b"y" * 999_999])
 def test_a_part_of_another_version_is_given_up(site: Site, tmp_path: Path, part: bytes):
     (tmp_path / "a.bin.part").write_bytes(part)
@@ -171,7 +196,26 @@ def test_an_archive_without_the_right_member(tmp_path: Path, member: Member, say
     assert os.listdir(tmp_path) == ["a.zip"]
 
 
-@pytest.mark.parametrize("content", [b"<html>", zipped({"a": CONTENT * 4})[:-40]])
+def zipped_as(method: int) -> bytes:
+    """One member whose compressed bytes are noise."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("a", CONTENT)
+    data = bytearray(buffer.getvalue())
+    data[60:120] = bytes(range(60, 120))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html>",
+        zipped({"a": CONTENT * 4})[:-40],
+        zipped_as(zipfile.ZIP_LZMA),
+        zipped_as(zipfile.ZIP_BZIP2),
+        zipped_as(zipfile.ZIP_DEFLATED),
+    ],
+)
 def test_a_damaged_archive(tmp_path: Path, content: bytes):
     (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(DownloadError, match="no zip archive, or a damaged one"):
