@@ -64,6 +64,10 @@ class NGCF(nn.Module):
         self.reset_parameters()
 
     @property
+    def table_sides(self) -> Mapping[str, str]:
+        return {"user": "user", "item": "item"}
+
+    @property
     def table_rows(self) -> Mapping[str, int]:
         return {"user": self.graph.num_users, "item": self.graph.num_items}
 

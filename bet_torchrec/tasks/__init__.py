@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .task import Batch, Part, Task
+from .ranking import BPR, RankingTask
+from .task import Batch, Part, Report, Task
 
-__all__ = ["Batch", "Part", "Task"]
+__all__ = ["BPR", "Batch", "Part", "RankingTask", "Report", "Task"]
