@@ -125,7 +125,8 @@ def download(
             furthest = max(furthest, _size(part))
             if failures >= attempts:
                 raise DownloadError(
-                    f"{url}: {error}; {_size(part):,} bytes are kept, the same call continues from them"
+                    f"{url}: {error}; {_size(part):,} bytes are kept, the same call continues "
+                    "from them"
                 ) from error
             resumed = True
             time.sleep(min(0.2 * 2**failures, 5.0))

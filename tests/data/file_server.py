@@ -14,7 +14,8 @@ class Site:
     """files: {"/path": content}. What the server does, and what it was asked.
 
     cut: bytes after which the next answers break off, one entry an answer. ranges: whether a part
-    can be asked for. endless: whether answers go on and on. status: answers to come that are errors. asked: (path, Range) of each request.
+    can be asked for. endless: whether answers go on and on. status: answers to come that are
+    errors. asked: (path, Range) of each request.
     """
 
     files: dict[str, bytes]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bet_torchrec.data import DataError, Interactions, load
 
+SHARED = [HealthCheck.function_scoped_fixture]  # each example writes its file anew
 FIELDS = ("users", "items", "timestamps", "test_mark", "user_labels", "item_labels")
 
 
@@ -35,7 +36,7 @@ def assert_same(one: Interactions, other: Interactions) -> None:
     assert one.notes == other.notes
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=SHARED)
 @given(pair_lists())
 def test_a_saved_set_comes_back_whole(tmp_path: Path, data: Interactions):
     path = data.by_rank().save(tmp_path / "deep" / "saved.npz")
@@ -184,7 +185,9 @@ def test_damaged_members_are_told(tmp_path: Path, content: bytes):
         load(tmp_path / "a.npz")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_damage_anywhere_is_told_or_means_nothing(tmp_path: Path, data: st.DataObject):
     whole = bytearray(tiny().save(tmp_path / "a.npz").read_bytes())
@@ -207,7 +210,9 @@ ODD = (
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.dictionaries(
         st.sampled_from(["user", "item", "rating", "time", "test", "bet_torchrec_interactions"]),

@@ -38,9 +38,14 @@ def test_a_failed_write_leaves_the_old_file(
     with pytest.raises(OSError, match="no space"):
         replace_file(path, "new")
     monkeypatch.undo()
-    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
-        file.write(b"new")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with replacing(path) as file:
+            file.write(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 
