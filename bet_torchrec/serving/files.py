@@ -83,15 +83,13 @@ class Header:
     layout: Literal["bucketed", "prefix"]
     row_order: Literal["ranked", "interleaved"]
     is_weighted: bool
-    alignment: int | None
+    alignment: Literal[1, 2, 4, 8, 16, 32, 64, 128] | None
 
     def __post_init__(self) -> None:
         names = [table.name for table in self.tables]
         names += [block.name for table in self.tables for block in table.blocks]
         if len(set(names)) < len(names):
             raise ValueError("tables and blocks should have names of their own")
-        if self.alignment is not None and self.alignment < 1:
-            raise ValueError(f"alignment should be 1 or more, got {self.alignment}")
 
 
 @dataclass(frozen=True, eq=False)
