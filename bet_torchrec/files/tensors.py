@@ -50,7 +50,10 @@ class TensorFileError(BetError, ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor to write. dtype: a key of ITEMSIZE. pieces: its data in order, made when asked."""
+    """One tensor to write.
+
+    dtype: a key of ITEMSIZE. pieces: its data in order, as it is or as uint8, made when asked for.
+    """
 
     name: str
     dtype: str
@@ -204,8 +207,8 @@ def _new_checksum(metadata: Mapping[str, str], entries: Iterable[tuple[str, str,
 
 
 def _bytes(piece: NDArray[Any], dtype: str) -> memoryview:
-    """A type that numpy lacks comes as its bytes."""
-    kind = np.dtype(_NUMPY.get(dtype, "u1"))
+    """uint8 is taken as a tensor's bytes, whatever its type."""
+    kind = piece.dtype if piece.dtype == np.uint8 else np.dtype(_NUMPY[dtype])
     flat = np.ascontiguousarray(piece, dtype=kind).reshape(-1)
     return flat.view(np.uint8).data
 
