@@ -1,21 +1,20 @@
-"""Reading and writing through torch.distributed.checkpoint, without running what a file says.
+"""A checkpoint's tensors through torch.distributed.checkpoint, in files of our own.
 
-DCP keeps its metadata in a pickle and reads other objects by pickle too. Here unpickling makes
-DCP's own plain classes and nothing else, and whatever is not a tensor is refused.
+DCP plans who writes and who reads what, over any sharding. Its own files are pickles; here a rank
+writes one tensor file, and what DCP calls metadata is plain numbers in the checkpoint's index
+(``StoredTensor``). Nothing that is read is unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import pickle
+import math
 import warnings
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -25,34 +24,26 @@ from torch.distributed.checkpoint.metadata import (
     Metadata,
     MetadataIndex,
     TensorProperties,
+    TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    SavePlan,
+    SavePlanner,
     TensorWriteData,
     WriteItem,
     WriteItemType,
 )
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from ...errors import BetError
+from ...files.tensors import CHECKSUM, ITEMSIZE, TensorFileError, open_file, write_file
+from ...files.torch_tensors import entry, read_tensor
 
-METADATA = ".metadata"
-
-_DCP = "torch.distributed.checkpoint."
-_HARMLESS = {
-    f"{_DCP}metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    f"{_DCP}filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size"} | {n for n in dir(torch) if isinstance(getattr(torch, n), torch.dtype)},
-    "pathlib": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
-}
+_MOST_CELLS = 1 << 26  # of the grid that a tensor's pieces are checked on
+_METADATA = {"format": "bet_torchrec.shard"}
 
 
 class DamagedCheckpointError(BetError, ValueError):
@@ -60,10 +51,58 @@ class DamagedCheckpointError(BetError, ValueError):
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A rectangle of a tensor: where it begins, how large it is, and which file has it."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    dtype: str
+    file: str
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint.
+
+    Raises:
+        ValueError: pieces that do not make up the whole, each entry once.
+    """
+
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    def __post_init__(self) -> None:
+        dims = range(len(self.shape))
+        for piece in self.pieces:
+            if len(piece.offsets) != len(self.shape) or len(piece.sizes) != len(self.shape):
+                raise ValueError(f"pieces of {self.shape} should have {len(self.shape)} dimensions")
+            within = (
+                0 <= start < end <= n
+                for n, (start, end) in zip(self.shape, _spans(piece), strict=True)
+            )
+            if not all(within):
+                raise ValueError(f"a piece of {self.shape} should lie in it, got {piece}")
+        # The grid of all places where a piece begins or ends: each cell belongs to one piece.
+        cuts = [
+            np.unique([0, self.shape[d], *(n for p in self.pieces for n in _spans(p)[d])])
+            for d in dims
+        ]
+        grid = [len(cut) - 1 for cut in cuts]
+        if math.prod(grid) > _MOST_CELLS:
+            raise ValueError(f"{len(self.pieces)} pieces are cut too unevenly")
+        owners = np.zeros(grid, dtype=np.int64)
+        for piece in self.pieces:
+            at = (np.searchsorted(cuts[d], _spans(piece)[d]) for d in dims)
+            owners[tuple(slice(*ends) for ends in at)] += 1
+        if (owners != 1).any():
+            raise ValueError(f"{len(self.pieces)} pieces do not make up the shape {self.shape}")
+
+
+@dataclass(frozen=True)
 class Chunks:
     """What this rank holds of one tensor, for DCP.
 
-    shape: of the whole. pieces: {where a piece begins in it: the piece}.
+    shape: of the whole. pieces: {where a piece begins in it: the piece}, none of them empty.
     """
 
     shape: tuple[int, ...]
@@ -98,107 +137,139 @@ class Chunks:
         ]
 
 
-def write(chunks: Mapping[str, Chunks], folder: Path, pg: dist.ProcessGroup | None) -> None:
-    """Write all ranks' chunks to a folder that they share; ranks that hold the same share work."""
+def write(
+    chunks: Mapping[str, Chunks], folder: Path, pg: dist.ProcessGroup | None
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Write all ranks' chunks to a folder that they share; ranks that hold the same share work.
+
+    Returns:
+        On every rank: all tensors, and all files with their checksums.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that this is a single process, if it is
-        dcp.save(
+        metadata = dcp.save(
             dict(chunks),
-            storage_writer=dcp.FileSystemWriter(folder),
+            storage_writer=_Writer(folder),
             planner=_SavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             process_group=pg,
             no_dist=pg is None,
         )
+    written: list[_Written] = metadata.storage_data
+    pieces: dict[str, list[Piece]] = {name: [] for name in chunks}
+    for one in written:
+        pieces[one.tensor].append(one.piece)
+    stored = {name: StoredTensor(chunks[name].shape, tuple(own)) for name, own in pieces.items()}
+    return stored, {one.piece.file: one.checksum for one in written}
 
 
 def read(
-    chunks: Mapping[str, Chunks], folder: Path, metadata: Metadata, pg: dist.ProcessGroup | None
+    chunks: Mapping[str, Chunks],
+    folder: Path,
+    stored: Mapping[str, StoredTensor],
+    pg: dist.ProcessGroup | None,
 ) -> None:
     """Fill this rank's chunks in place, whatever the cut they were written in."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         dcp.load(
             dict(chunks),
-            storage_reader=_Reader(folder, metadata),
+            storage_reader=_Reader(folder, stored),
             planner=_LoadPlanner(),
             process_group=pg,
             no_dist=pg is None,
         )
 
 
-def read_metadata(folder: Path, sha256: str) -> Metadata:
-    """What a folder holds, once it is sure that all of it is there.
-
-    Raises:
-        DamagedCheckpointError: it isn't, or it names anything that is not DCP's.
-    """
+def check_file(folder: Path, name: str, sha256: str, stored: Mapping[str, StoredTensor]) -> None:
+    """Raise DamagedCheckpointError unless a file is the one, and holds what it should."""
+    told = {
+        _entry_name(tensor, piece.offsets): (piece.dtype, piece.sizes)
+        for tensor, whole in stored.items()
+        for piece in whole.pieces
+        if piece.file == name
+    }
     try:
-        data = (folder / METADATA).read_bytes()
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise ValueError("its checksum does not match")
-        metadata = _Unpickler(io.BytesIO(data)).load()
-        _check_whole(folder, metadata)
-    except Exception as error:  # a pickle's bytes can go wrong in any way
+        file = open_file(folder / name)
+        file.verify()
+        if file.metadata[CHECKSUM] != sha256:
+            raise TensorFileError("its checksum is not the one in the checkpoint's index")
+        if told != {name: (one.dtype, one.shape) for name, one in file.tensors.items()}:
+            raise TensorFileError("it holds other tensors than the checkpoint's index says")
+    except (TensorFileError, OSError) as error:
         raise DamagedCheckpointError(
-            f"{folder / METADATA} should describe the tensors beside it, but {error}: take an "
-            "older checkpoint"
+            f"{folder / name} should hold tensors of a checkpoint, but {error}: it was changed "
+            "after it was written, take an older checkpoint"
         ) from error
-    return metadata
 
 
-def checksums(folder: Path, names: str) -> dict[str, int]:
-    """{file: CRC-32} of the files that match; torch.load checks none."""
-    return {path.name: _crc32(path) for path in folder.glob(names)}
+@dataclass(frozen=True)
+class _Written:
+    """What a rank tells the others of one piece that it wrote."""
+
+    tensor: str
+    piece: Piece
+    checksum: str
 
 
-def check_files(folder: Path, expected: Mapping[str, int]) -> None:
-    """Raise DamagedCheckpointError unless files have these checksums."""
-    for name, value in expected.items():
-        if _crc32(folder / name) != value:
-            raise DamagedCheckpointError(
-                f"the checksum of {folder / name} does not match, it was changed after it was "
-                "written: take an older checkpoint"
+class _Writer(dcp.FileSystemWriter):
+    """One tensor file a rank, and no ``.metadata``."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        done: Future[list[WriteResult]] = Future()
+        name = f"{plan.storage_data.prefix}0.safetensors"
+        entries = {
+            item.index: entry(
+                _entry_name(item.index.fqn, item.index.offset), planner.resolve_data(item)
             )
+            for item in plan.items
+        }
+        widest_first = sorted(entries.values(), key=lambda e: -ITEMSIZE[e.dtype])
+        checksum = write_file(Path(self.path) / name, _METADATA, widest_first) if entries else ""
+        results = []
+        for index, one in entries.items():
+            piece = Piece(tuple(index.offset), one.shape, one.dtype, name)
+            results.append(WriteResult(index, one.nbytes, _Written(index.fqn, piece, checksum)))
+        done.set_result(results)
+        return done
 
-
-def _crc32(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return value
-
-
-def _check_whole(folder: Path, metadata: Any) -> None:
-    if not isinstance(metadata, Metadata):
-        raise ValueError(f"it holds a {type(metadata).__name__}")
-    ends: dict[str, int] = {}
-    for info in metadata.storage_data.values():
-        ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
-    for name, end in ends.items():
-        if Path(name).name != name:
-            raise ValueError(f"it names a file elsewhere, {name!r}")
-        size = (folder / name).stat().st_size
-        if size < end:
-            raise ValueError(f"{name} should have {end} bytes or more, got {size}")
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _HARMLESS.get(module, ()):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not DCP's")
-        return super().find_class(module, name)
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        metadata.storage_data = [one.storage_data for rank in results for one in rank]
 
 
 class _Reader(dcp.FileSystemReader):
-    """Reads tensors only (torch.load with weights_only), by metadata that were checked."""
+    """Reads tensor files by an index that was checked."""
 
-    def __init__(self, folder: Path, metadata: Metadata) -> None:
+    def __init__(self, folder: Path, stored: Mapping[str, StoredTensor]) -> None:
         super().__init__(folder)
-        self._metadata = metadata
+        self._stored = stored
 
-    def read_metadata(self) -> Metadata:
-        return self._metadata
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        found = {}
+        for name, whole in self._stored.items():
+            chunks = [
+                ChunkStorageMetadata(torch.Size(p.offsets), torch.Size(p.sizes))
+                for p in whole.pieces
+            ]
+            shape = torch.Size(whole.shape)
+            found[name] = TensorStorageMetadata(TensorProperties(), shape, chunks)
+        return Metadata(found, storage_data={})
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        files = {
+            _entry_name(name, piece.offsets): piece.file
+            for name, whole in self._stored.items()
+            for piece in whole.pieces
+        }
+        opened = {name: open_file(Path(self.path) / name) for name in set(files.values())}
+        for item in plan.items:
+            name = _entry_name(item.storage_index.fqn, item.storage_index.offset)
+            whole = read_tensor(opened[files[name]], name)
+            parts = zip(item.storage_offsets, item.lengths, strict=True)
+            wanted = whole[tuple(slice(start, start + n) for start, n in parts)]
+            planner.resolve_tensor(item).copy_(wanted)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
 
 class _SavePlanner(dcp.DefaultSavePlanner):
@@ -224,8 +295,11 @@ class _LoadPlanner(dcp.DefaultLoadPlanner):
         chunks: Chunks = self.state_dict[index.fqn]
         return chunks.at(index)
 
-    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-        raise DamagedCheckpointError(
-            f"{read_item.dest_index.fqn!r} should be a tensor, got an object: not a checkpoint of "
-            "this package"
-        )
+
+def _entry_name(tensor: str, offsets: Any) -> str:
+    return f"{tensor}{list(offsets or ())}"
+
+
+def _spans(piece: Piece) -> list[tuple[int, int]]:
+    """Where it begins and ends, by dimension."""
+    return [(start, start + n) for start, n in zip(piece.offsets, piece.sizes, strict=True)]
