@@ -38,7 +38,8 @@ from .manifest import (
     tensors,
     weights_key,
 )
-from .storage import Chunks, DamagedCheckpointError
+from .storage import Chunks
+from .stored import DamagedCheckpointError
 
 
 def save_checkpoint(

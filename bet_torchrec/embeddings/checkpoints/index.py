@@ -20,7 +20,7 @@ from ...files import replace_file
 from ...planning.plan import SizePlan
 from ...strict import StrictError, parse, typed
 from .manifest import Manifest
-from .storage import DamagedCheckpointError, StoredTensor
+from .stored import DamagedCheckpointError, StoredTensor
 
 _INDEX, _FORMAT, _VERSION = "checkpoint.json", "bet_torchrec.checkpoint", 2
 

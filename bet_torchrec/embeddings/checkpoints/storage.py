@@ -7,19 +7,18 @@ writes one tensor file, and what DCP calls metadata is plain numbers in the chec
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -38,64 +37,11 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from ...errors import BetError
 from ...files.tensors import CHECKSUM, ITEMSIZE, TensorFileError, open_file, write_file
 from ...files.torch_tensors import entry, read_tensor
+from .stored import DamagedCheckpointError, Piece, StoredTensor
 
-_MOST_CELLS = 1 << 26  # of the grid that a tensor's pieces are checked on
 _METADATA = {"format": "bet_torchrec.shard"}
-
-
-class DamagedCheckpointError(BetError, ValueError):
-    """Not all of a checkpoint is there, or what is there is none, or not a trustworthy one."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A rectangle of a tensor: where it begins, how large it is, and which file has it."""
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    dtype: str
-    file: str
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a checkpoint.
-
-    Raises:
-        ValueError: pieces that do not make up the whole, each entry once.
-    """
-
-    shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-
-    def __post_init__(self) -> None:
-        dims = range(len(self.shape))
-        for piece in self.pieces:
-            if len(piece.offsets) != len(self.shape) or len(piece.sizes) != len(self.shape):
-                raise ValueError(f"pieces of {self.shape} should have {len(self.shape)} dimensions")
-            within = (
-                0 <= start < end <= n
-                for n, (start, end) in zip(self.shape, _spans(piece), strict=True)
-            )
-            if not all(within):
-                raise ValueError(f"a piece of {self.shape} should lie in it, got {piece}")
-        # The grid of all places where a piece begins or ends: each cell belongs to one piece.
-        cuts = [
-            np.unique([0, self.shape[d], *(n for p in self.pieces for n in _spans(p)[d])])
-            for d in dims
-        ]
-        grid = [len(cut) - 1 for cut in cuts]
-        if math.prod(grid) > _MOST_CELLS:
-            raise ValueError(f"{len(self.pieces)} pieces are cut too unevenly")
-        owners = np.zeros(grid, dtype=np.int64)
-        for piece in self.pieces:
-            at = (np.searchsorted(cuts[d], _spans(piece)[d]) for d in dims)
-            owners[tuple(slice(*ends) for ends in at)] += 1
-        if (owners != 1).any():
-            raise ValueError(f"{len(self.pieces)} pieces do not make up the shape {self.shape}")
 
 
 @dataclass(frozen=True)
@@ -217,17 +163,16 @@ class _Writer(dcp.FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         done: Future[list[WriteResult]] = Future()
         name = f"{plan.storage_data.prefix}0.safetensors"
-        entries = {
-            item.index: entry(
-                _entry_name(item.index.fqn, item.index.offset), planner.resolve_data(item)
-            )
-            for item in plan.items
-        }
+        entries = {}
+        for item in plan.items:
+            value = planner.resolve_data(item)
+            assert isinstance(value, Tensor)  # Chunks have nothing else
+            entries[item.index] = entry(_entry_name(item.index.fqn, item.index.offset), value)
         widest_first = sorted(entries.values(), key=lambda e: -ITEMSIZE[e.dtype])
         checksum = write_file(Path(self.path) / name, _METADATA, widest_first) if entries else ""
         results = []
         for index, one in entries.items():
-            piece = Piece(tuple(index.offset), one.shape, one.dtype, name)
+            piece = Piece(tuple(index.offset or ()), one.shape, one.dtype, name)
             results.append(WriteResult(index, one.nbytes, _Written(index.fqn, piece, checksum)))
         done.set_result(results)
         return done
@@ -244,7 +189,7 @@ class _Reader(dcp.FileSystemReader):
         self._stored = stored
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        found = {}
+        found: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
         for name, whole in self._stored.items():
             chunks = [
                 ChunkStorageMetadata(torch.Size(p.offsets), torch.Size(p.sizes))
@@ -298,8 +243,3 @@ class _LoadPlanner(dcp.DefaultLoadPlanner):
 
 def _entry_name(tensor: str, offsets: Any) -> str:
     return f"{tensor}{list(offsets or ())}"
-
-
-def _spans(piece: Piece) -> list[tuple[int, int]]:
-    """Where it begins and ends, by dimension."""
-    return [(start, start + n) for start, n in zip(piece.offsets, piece.sizes, strict=True)]
