@@ -1,9 +1,10 @@
 """An epoch of LightGCN against the same epoch with torch.sparse COO products, in one process.
 
+    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184  # keep freed memory
     python benchmarks/propagation.py --out benchmarks/results/propagation.json
 
 Gowalla, 50/25/25, d 128, 3 layers, batch 10,000: everything but the product with the adjacency is
-the same (sampler, fused Adam, large arrays from the heap), so that the ratio is the product's.
+the same (sampler, fused Adam), so that the ratio is the product's.
 Steps alternate between the two, so that whatever else the machine does meets both.
 """
 

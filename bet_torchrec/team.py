@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import CollectiveError, InvalidInputError
@@ -74,6 +76,15 @@ class Team:
         everyone = self.gather(self.together(what, work))
         return float(sum(everyone) / len(everyone))
 
+    def sum(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The sum over the ranks of an array of one shape on all of them."""
+        total = torch.from_numpy(numbers.copy())
+        if dist.get_backend(self._pg) == "nccl":
+            total = total.cuda()
+        dist.all_reduce(total, group=self._pg)
+        summed: NDArray[np.int64] = total.cpu().numpy()
+        return summed
+
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite tensors, of equal shapes on all ranks, with the first rank's."""
         for tensor in tensors:
@@ -103,6 +114,9 @@ class Alone(Team):
 
     def broadcast(self, message: Any = None) -> Any:
         return message
+
+    def sum(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        return numbers
 
     def share(self, tensors: Sequence[Tensor]) -> None:
         """Nobody to share with."""

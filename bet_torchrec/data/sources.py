@@ -110,6 +110,9 @@ _SETS = (
                         name="ratings.dat",
                         checksum="git:77a7c4b150f588c23bb9e1f068aa996c0b413695",
                     ),
+                    # Clicks are joined with who rated and what was rated.
+                    Member(path="ml-1m/users.dat", name="users.dat"),
+                    Member(path="ml-1m/movies.dat", name="movies.dat"),
                 ),
             ),
         ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .clicks import ClickTask
 from .ranking import BPR, RankingTask
 from .task import Batch, Part, Report, Task
 
-__all__ = ["BPR", "Batch", "Part", "RankingTask", "Report", "Task"]
+__all__ = ["BPR", "Batch", "ClickTask", "Part", "RankingTask", "Report", "Task"]
