@@ -42,7 +42,7 @@ def make_entry(cell: Cell, data_dir: Path | None = None) -> Entry:
     model: Any = cell.model
     task = ClickTask(
         split,
-        cell.model,
+        model,
         embedding_dim=cell.dim,
         batch_size=CLICK_BATCH,
     )
@@ -63,7 +63,7 @@ def _ranking(cell: Cell, data_dir: Path | None) -> Entry:
     recipe = fast(backbone)
     task = RankingTask(
         split,
-        cell.model,
+        backbone,
         embedding_dim=cell.dim,
         bpr=recipe.bpr,
     )

@@ -36,7 +36,7 @@ def assert_same(one: Interactions, other: Interactions) -> None:
     assert one.notes == other.notes
 
 
-@settings(max_examples=25, suppress_health_check=SHARED)
+@settings(max_examples=25, deadline=None, suppress_health_check=SHARED)
 @given(pair_lists())
 def test_a_saved_set_comes_back_whole(tmp_path: Path, data: Interactions):
     path = data.by_rank().save(tmp_path / "deep" / "saved.npz")

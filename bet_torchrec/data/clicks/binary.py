@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, DataNotFoundError
-from .check import check_both_classes, checked_labels
+from .check import check_both_classes, checked_dense, checked_labels
 from .codes import Builder, Spool
 from .criteo import CATEGORIES, INTEGERS
 from .fields import Field
@@ -55,7 +55,9 @@ def read_binary_criteo(
             ids = np.empty(one.sparse[own].shape, dtype=np.int32)
             for i, field in enumerate(fields):
                 ids[:, i] = builder.codes[field].array(one.sparse[own, i].tolist())
-            builder.add(checked_labels(one.labels[own], one.name), ids, dense=one.dense[own])
+            own_labels = checked_labels(one.labels[own], one.name)
+            values = checked_dense(one.dense[own], len(own_labels), one.name)
+            builder.add(own_labels, ids, dense=values)
     return builder.finish()
 
 
