@@ -11,7 +11,7 @@ _versions.check()
 from .checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint  # noqa: E402
 from .checkpoints.index import Checkpoint  # noqa: E402
 from .checkpoints.manifest import CheckpointMismatchError  # noqa: E402
-from .checkpoints.storage import DamagedCheckpointError  # noqa: E402
+from .checkpoints.stored import DamagedCheckpointError  # noqa: E402
 from .fused import FusedBudgetedEmbeddingBagCollection  # noqa: E402
 from .layout import Block, blocks  # noqa: E402
 from .migration.between import migrate  # noqa: E402
