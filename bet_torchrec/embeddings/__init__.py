@@ -9,6 +9,7 @@ from .. import _versions
 _versions.check()
 
 from ..errors import ShardingError  # noqa: E402
+from .by_table import for_blocks  # noqa: E402
 from .checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint  # noqa: E402
 from .checkpoints.index import Checkpoint  # noqa: E402
 from .checkpoints.manifest import CheckpointMismatchError  # noqa: E402
@@ -44,6 +45,7 @@ __all__ = [
     "blocks",
     "export_dense",
     "export_tables",
+    "for_blocks",
     "load_checkpoint",
     "migrate",
     "quantize",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ..errors import InvalidInputError, PlanError, ShardingError
 from ..planning.budget import FUSED_MULTIPLE
 from ..planning.plan import SizePlan
 from .batches import check_shapes
+from .by_table import refuse_by_table, refuse_from_float
 from .layout import Block, Layout, RowOrder, blocks
 from .merge import Merger
 from .parts import clear_padding, full_tables, load_full_tables, refuse_full_tables
@@ -102,6 +104,9 @@ class BudgetedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
             is_weighted=is_weighted,
             device=self.device,
         )
+        real = {name: [block.name for block in own] for name, own in self.blocks.items()}
+        self.embedding_bag_collection.register_state_dict_pre_hook(partial(refuse_by_table, real))
+        self.register_state_dict_pre_hook(refuse_from_float)
         clear_padding(self)
 
     def _config(self, table: EmbeddingBagConfig, block: Block) -> EmbeddingBagConfig:
