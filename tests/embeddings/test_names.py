@@ -131,7 +131,9 @@ def test_dense_kernels_are_for_our_tables_whatever_their_names():
 def test_constraints_by_a_table_s_name_reach_all_of_its_blocks():
     model = Both()
     by_table = {
-        "two": ParameterConstraints(sharding_types=["column_wise"], enforce_hbm=True, batch_sizes=[9])
+        "two": ParameterConstraints(
+            sharding_types=["column_wise"], enforce_hbm=True, batch_sizes=[9]
+        )
     }
     constraints = sharding_constraints(model.ours, constraints=by_table, world_size=2)
     assert set(constraints) == {"one", "two/w8", "two/w4"}
