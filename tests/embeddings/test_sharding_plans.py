@@ -15,6 +15,15 @@ from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.planners import to_sharding_plan
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints
+from torchrec.distributed.sharding_plan import get_default_sharders
+from torchrec.modules.feature_processor_ import PositionWeightedModule
+from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import (
+    DistanceLFU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHManagedCollisionModule,
+)
 
 from bet_torchrec import Budget
 from bet_torchrec.embeddings import (
@@ -25,6 +34,7 @@ from bet_torchrec.embeddings import (
     sharding_constraints,
 )
 from bet_torchrec.embeddings.sharding.checks import EmbOptimType, check_sharding
+from bet_torchrec.errors import InvalidInputError
 
 TABLES = [config("big", 64, 16, "f", "g"), config("few", 5, 8, "h")]
 RANKED = {"big": np.repeat([16, 8, 4], [20, 20, 24]), "few": np.repeat([8, 4], [3, 2])}
@@ -231,3 +241,28 @@ def test_other_budgets_are_no_account_of_training():
     inference = Budget.bytes(10**4, purpose="inference", dtype="int8")
     for budget in (None, inference):
         checked(collection(SHUFFLED, budget), "table_wise", 3)
+
+
+def test_torchrec_s_wrappers_around_ours_say_that_they_cannot_be_sharded():
+    """They reach for the tables inside, whose rows are no ids."""
+    processed = FeatureProcessedEmbeddingBagCollection(
+        collection(is_weighted=True), {name: PositionWeightedModule(3) for name in "fgh"}
+    )
+    inner = collection()
+    mappers = {
+        table.name: MCHManagedCollisionModule(
+            zch_size=table.num_embeddings,
+            device=torch.device("cpu"),
+            eviction_interval=1,
+            eviction_policy=DistanceLFU_EvictionPolicy(),
+        )
+        for table in TABLES
+    }
+    collisions = ManagedCollisionEmbeddingBagCollection(
+        inner, ManagedCollisionCollection(mappers, inner.embedding_bag_configs())
+    )
+    sharders = [*get_default_sharders(), BudgetedEmbeddingBagCollectionSharder(SGD)]
+    planner = EmbeddingShardingPlanner(topology=Topology(world_size=2, compute_device="cpu"))
+    for module in (processed, collisions):
+        with pytest.raises(InvalidInputError, match="feature processors, managed collisions"):
+            planner.plan(module, sharders)
