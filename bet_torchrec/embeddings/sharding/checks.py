@@ -39,7 +39,6 @@ def check_sharding(
     device: torch.device,
 ) -> None:
     """Raise ShardingError where TorchRec would go wrong in silence; see the sharder."""
-    check_memory(module, params, fused_params, world_size)
     for own in module.blocks.values():
         for block in own:
             how = params[block.name]
@@ -53,6 +52,7 @@ def check_sharding(
                     "give the sharder fused_params={'optimizer': ...} instead, or "
                     "sharding_types=['table_wise']"
                 )
+    check_memory(module, params, fused_params, world_size)
 
 
 def check_shards(block: Block, how: ParameterSharding, world_size: int) -> None:
