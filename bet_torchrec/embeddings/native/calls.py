@@ -45,7 +45,7 @@ class Bags(ctypes.Structure):
         super().__init__(
             features,
             bags,
-            *(0 if t is None else t.numel() for t in self.kept),
+            *(-1 if t is None else t.numel() for t in self.kept),
             *(None if t is None else t.data_ptr() for t in self.kept),
             *(t is None or t.dtype == torch.int64 for t in self.kept[:3]),
         )
@@ -120,6 +120,11 @@ def integer(value: int) -> ctypes.c_int64:
 def integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
     """Several of them."""
     return (ctypes.c_int64 * max(1, len(values)))(*values)
+
+
+def addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_int64]:
+    """Where they lie."""
+    return integers([tensor.data_ptr() for tensor in tensors])
 
 
 def threads() -> ctypes.c_int64:

@@ -1,7 +1,18 @@
 // Pooled lookups in rows of many widths and formats: ids -> ranks -> rows -> output, in one pass.
+#include <mutex>
+#include <shared_mutex>
+
 #include "rows.h"
 
 using namespace bet;
+
+namespace bet {
+// Held by those who train: an update alone, lookups together.
+std::shared_mutex& rows_lock() {
+  static std::shared_mutex lock;
+  return lock;
+}
+}  // namespace bet
 
 namespace {
 
@@ -61,6 +72,8 @@ int64_t bet_lookup(const Bags* bags, const Tables* all, const int64_t* features,
   *fault = {kFine, 0, 0};
   std::vector<int64_t> starts;
   if (!bags->starts(starts, fault)) return fault->problem;
+  std::shared_lock<std::shared_mutex> together(rows_lock(), std::defer_lock);
+  if (kept) together.lock();
   const int64_t each = (bags->bags + kTask - 1) / kTask, tasks = all->slots_count * each;
   const auto work = bags->wide_ids ? pool<int64_t> : pool<int32_t>;
 #pragma omp parallel num_threads(threads) if (threads > 1 && tasks > 1)

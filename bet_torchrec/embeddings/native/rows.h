@@ -17,6 +17,7 @@ namespace bet {
 constexpr int64_t kAhead = 12;  // lookups between a prefetch and its use
 // A row for a later update: its block in the high bits, its place there in the low ones; or -1.
 constexpr int kBlockShift = 40;
+constexpr int64_t kRowMask = (int64_t(1) << kBlockShift) - 1;
 
 // What went wrong, where, and with which value; see operators.py for the words.
 enum Problem : int64_t { kFine, kLengths, kOffsets, kTotal, kContradiction, kWeights, kId };
@@ -24,8 +25,8 @@ struct Fault {
   int64_t problem, place, value;
 };
 
-// A batch of jagged features, feature by feature: lengths, or offsets, or both. ids and lengths are
-// int32 or int64; weights are one an id, or null.
+// A batch of jagged features, feature by feature: lengths, or offsets, or both. All are int32 or
+// int64 but weights, one an id. The count of what is not given is -1.
 struct Bags {
   int64_t features, bags, ids_count, lengths_count, offsets_count, weights_count;
   const void *ids, *lengths, *offsets;
@@ -41,11 +42,11 @@ struct Bags {
       *fault = {problem, place, value};
       return false;
     };
-    if (weights && weights_count != ids_count) return fail(kWeights, 0, weights_count);
-    if (lengths && lengths_count != n) return fail(kLengths, 0, lengths_count);
-    if (offsets && offsets_count != n + 1) return fail(kOffsets, 0, offsets_count);
+    if (weights_count >= 0 && weights_count != ids_count) return fail(kWeights, 0, weights_count);
+    if (lengths_count >= 0 && lengths_count != n) return fail(kLengths, 0, lengths_count);
+    if (offsets_count >= 0 && offsets_count != n + 1) return fail(kOffsets, 0, offsets_count);
     out[0] = 0;
-    if (offsets) {
+    if (offsets_count >= 0) {
       for (int64_t i = 0; i <= n; ++i) {
         out[i] = wide_offsets ? static_cast<const int64_t*>(offsets)[i]
                               : static_cast<const int32_t*>(offsets)[i];
@@ -54,12 +55,12 @@ struct Bags {
       }
       if (out[0]) return fail(kOffsets, 0, out[0]);
     }
-    if (lengths) {
+    if (lengths_count >= 0) {
       for (int64_t i = 0; i < n; ++i) {
         const int64_t length = wide_lengths ? static_cast<const int64_t*>(lengths)[i]
                                             : static_cast<const int32_t*>(lengths)[i];
         if (length < 0) return fail(kLengths, i, length);
-        if (offsets && out[i + 1] - out[i] != length) return fail(kContradiction, i, length);
+        if (offsets_count >= 0 && out[i + 1] - out[i] != length) return fail(kContradiction, i, length);
         if (length > ids_count - out[i]) return fail(kTotal, i, out[i] + length);
         out[i + 1] = out[i] + length;
       }
