@@ -93,7 +93,9 @@ def quantize(
     for own in found:
         planned = own.plan if plan is None else plan
         made[id(own)] = _quantized(own, planned, precision, layout, alignment, device)
-    for fused in (m for m in module.modules() if isinstance(m, FusedBudgetedEmbeddingBagCollection)):
+    for fused in (
+        m for m in module.modules() if isinstance(m, FusedBudgetedEmbeddingBagCollection)
+    ):
         made[id(fused)] = made[id(fused.module)]
     # What is in deepcopy's memo is taken as copied, so the trained tables never are.
     return made.get(id(module)) or copy.deepcopy(module, dict(made)).eval()
