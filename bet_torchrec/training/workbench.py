@@ -6,6 +6,7 @@ read back whenever the same is asked for again.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -141,6 +142,21 @@ class TrainingWorkbench:
         """A plan's tables, freshly drawn with the training's init_std."""
         sizes = {table.name: plan.sizes(table.name) for table in self.tables}
         return self._drawn(sizes, self.training, self.seed if seed is None else seed)
+
+    def at_rate(self, lr: float) -> TrainingWorkbench:
+        """The same, full model and all, with another learning rate in full trainings."""
+        other = copy.copy(self)
+        other.training = dataclasses.replace(self.training, lr=lr)
+        other.continuing = dataclasses.replace(self.continuing, lr=lr)
+        return other
+
+    def pretrained_at(self, lr: float) -> TrainingWorkbench:
+        """The same with a full model of another learning rate."""
+        other = copy.copy(self)
+        other.pretraining = dataclasses.replace(self.pretraining, lr=lr)
+        for made in ("_full", "_warm"):
+            other.__dict__.pop(made, None)
+        return other
 
     def fit(
         self,

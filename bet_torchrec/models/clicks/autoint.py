@@ -57,7 +57,9 @@ class AutoInt(nn.Module):
         )
         self.out = FieldsLinear(fields, attention[-1], 1)
         self.tower = (
-            Tower(FieldsLinear(fields, widths[0], layers[0]), layers, dropout=dropout)
+            Tower(
+                FieldsLinear(fields, widths[0], layers[0], linear=linear), layers, dropout=dropout
+            )
             if layers
             else None
         )
@@ -77,12 +79,12 @@ class AutoInt(nn.Module):
     ) -> Tensor:
         check_inputs(self, rows_BFD, dense_BK)
         rows = self.dense(rows_BFD, dense_BK)
-        factors = hidden = rows[:, :, int(self.linear) :]
+        hidden = rows[:, :, int(self.linear) :]
         for layer in self.attention:
             hidden = layer(hidden)
         logits = self.out(hidden).squeeze(1)
         if self.tower is not None:
-            logits = logits + self.tower(factors, generator=generator)
+            logits = logits + self.tower(rows, generator=generator)
         return logits + rows[:, :, 0].sum(dim=1) if self.linear else logits
 
     @torch.no_grad()

@@ -52,7 +52,9 @@ class DCN(nn.Module):
         self.cross = CrossNetwork(
             **fields, dense_features=dense_features, layers=cross_layers, rank=rank
         )
-        first = FieldsLinear(**fields, units=layers[0], dense_features=dense_features)
+        first = FieldsLinear(
+            **fields, units=layers[0], dense_features=dense_features, linear=linear
+        )
         self.tower = Tower(first, layers, dropout=dropout)
         self.reset_parameters()
 
@@ -69,7 +71,7 @@ class DCN(nn.Module):
     ) -> Tensor:
         check_inputs(self, rows_BFD, dense_BK)
         factors = rows_BFD[:, :, int(self.linear) :]
-        logits = self.cross(factors, dense_BK) + self.tower(factors, dense_BK, generator=generator)
+        logits = self.cross(factors, dense_BK) + self.tower(rows_BFD, dense_BK, generator=generator)
         return logits + rows_BFD[:, :, 0].sum(dim=1) if self.linear else logits
 
     def rotate(

@@ -41,7 +41,8 @@ class DeepFM(nn.Module):
         self.num_fields, self.dim = num_fields, dim
         self.dense_features, self.linear = dense_features, linear
         self.dense = DenseFields(dense_features, dim)
-        first = FieldsLinear(num_fields + dense_features, dim - linear, layers[0])
+        fields = num_fields + dense_features
+        first = FieldsLinear(fields, dim - linear, layers[0], linear=linear)
         self.tower = Tower(first, layers, dropout=dropout)
         self.reset_parameters()
 
@@ -59,8 +60,7 @@ class DeepFM(nn.Module):
         check_inputs(self, rows_BFD, dense_BK)
         rows = self.dense(rows_BFD, dense_BK)
         # The global bias is that of the tower's output.
-        deep = self.tower(rows[:, :, int(self.linear) :], generator=generator)
-        return fm_terms(rows, linear=self.linear) + deep
+        return fm_terms(rows, linear=self.linear) + self.tower(rows, generator=generator)
 
     @torch.no_grad()
     def rotate(

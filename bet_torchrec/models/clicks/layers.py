@@ -29,10 +29,21 @@ class FieldsLinear(nn.Module):
     """A dense layer over all fields' rows: (B, F, D), D <= dim, and (B, K) if any -> (B, H).
 
     Narrower rows meet the first columns of each field's weights, as if padded with zeros.
+    linear: rows come with their linear weight first, (B, F, 1 + D), which it doesn't see. (A column
+    of zeros among the weights costs less than cutting it off the rows, and that in the backward.)
     """
 
-    def __init__(self, num_fields: int, dim: int, units: int, *, dense_features: int = 0) -> None:
+    def __init__(
+        self,
+        num_fields: int,
+        dim: int,
+        units: int,
+        *,
+        dense_features: int = 0,
+        linear: bool = False,
+    ) -> None:
         super().__init__()
+        self.linear = linear
         self.weight = nn.Parameter(torch.empty(units, num_fields, dim))
         self.dense_weight = nn.Parameter(torch.empty(units, dense_features))
         self.bias = nn.Parameter(torch.empty(units))
@@ -45,7 +56,9 @@ class FieldsLinear(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, rows_BFD: Tensor, dense_BK: Tensor | None = None) -> Tensor:
-        weight = self.weight[:, :, : rows_BFD.shape[2]]
+        weight = self.weight[:, :, : rows_BFD.shape[2] - self.linear]
+        if self.linear:
+            weight = F.pad(weight, (1, 0))
         out = F.linear(rows_BFD.flatten(1), weight.flatten(1), self.bias)
         return out if dense_BK is None else out + dense_BK @ self.dense_weight.T
 

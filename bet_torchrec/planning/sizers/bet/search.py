@@ -237,6 +237,12 @@ class Search:
         )
         return self._probe_plan(best, validation_quality=f"{quality:.6g}", start=start)
 
+    def fittest(self, number: int) -> list[SizePlan]:
+        """The best of what was tried, and equal sizes in the precision that they were best in."""
+        best = self.history.best(number)
+        equal = [p for p in self.history.best(len(self.history.probes)) if p.strategy == "anchor"]
+        return [self._probe_plan(p) for p in best + [p for p in equal[:1] if p not in best]]
+
     def _probe_plan(self, probe: Probe, **metadata: str) -> SizePlan:
         precision = [self._precisions.index(p) for p in probe.precisions]
         metadata["iteration"] = str(probe.iteration)
