@@ -114,7 +114,11 @@ def main() -> None:
     found = [fresh_process(args, case) for case in cases]
     rows = [
         (
-            *(r["layout"], r["ids"], {"operator": "our operator", "torch": "through torch"}[r["way"]]),
+            *(
+                r["layout"],
+                r["ids"],
+                {"operator": "our operator", "torch": "through torch"}[r["way"]],
+            ),
             *(f"{r['peak'] / 1e6:.0f}", f"{r['multiple']:.1f}", f"{r['milliseconds']:.0f}"),
         )
         for r in found

@@ -190,17 +190,17 @@ class Router:
         return values, lengths, totals.tolist(), weights
 
     def scale(self, features: KeyedJaggedTensor) -> Tensor | None:
-        """(B, slots): 1 / length of each mean-pooled bag, else 1; None if none is mean-pooled."""
+        """(B, mean-pooled slots): 1 / length of each bag; None if no slot is mean-pooled."""
         means = self.to(features.device())["means"]
         if not len(means):
             return None
-        order, batch = self.order(features), features.stride()
-        lengths = features.lengths().view(len(features.keys()), batch)
-        scale = lengths.new_ones(batch, len(self.slots), dtype=torch.float32)
-        for slot, own in enumerate(self.slots):
-            if own.mean:
-                scale[:, slot] = 1 / lengths[order[slot]].clamp_min(1)
-        return scale
+        lengths = features.lengths().view(len(features.keys()), features.stride())
+        if features.keys() == self._features:
+            lengths = lengths.index_select(0, means)
+        else:
+            order = self.order(features)
+            lengths = torch.stack([lengths[order[s]] for s in self._host["means"].tolist()])
+        return lengths.T.clamp_min(1).float().reciprocal()
 
     def select(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """The slots' features in the slots' order, checked; what it returned passes as it is."""

@@ -17,9 +17,7 @@ from ..errors import InvalidInputError
 Routed = tuple[Tensor, Tensor, list[int], "Tensor | None", int]
 
 
-def route(
-    features: KeyedJaggedTensor, at: Mapping[str, Tensor], pairs: Sequence[int]
-) -> Routed:
+def route(features: KeyedJaggedTensor, at: Mapping[str, Tensor], pairs: Sequence[int]) -> Routed:
     """Values, int32 lengths, totals, weights, and how many ids are out of range.
 
     features: the slots', in order. at: the router's tensors on their device. pairs: in the order of

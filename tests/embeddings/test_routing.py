@@ -146,10 +146,13 @@ def test_scale_is_one_over_the_length_of_mean_bags():
     slots = [Slot(s.feature, s.table, s.key, mean=s.table == "item") for s in SLOTS]
     route, _ = router(slots=slots)
     kjt = bags().permute([4, 2, 0, 1, 3])
-    found = route.scale(kjt)
-    for number, slot in enumerate(slots):
-        lengths = kjt[slot.feature].lengths().clamp_min(1) if slot.mean else torch.ones(7)
-        assert torch.equal(found[:, number], 1 / lengths.float())
+    means = [slot for slot in slots if slot.mean]
+    for given in (kjt, route.select(kjt)):
+        found = route.scale(given)
+        assert found.shape == (7, len(means))
+        for number, slot in enumerate(means):
+            lengths = kjt[slot.feature].lengths().clamp_min(1)
+            assert torch.equal(found[:, number], 1 / lengths.float())
     assert router()[0].scale(kjt) is None
 
 
