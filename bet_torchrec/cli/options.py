@@ -57,6 +57,10 @@ def ratios(text: str) -> tuple[float, float, float]:
         raise argparse.ArgumentTypeError(
             f"expected three shares as .5,.25,.25 (train, validation, test), got {text!r}"
         ) from None
+    if not (train > 0 and validation >= 0 and test >= 0):
+        raise argparse.ArgumentTypeError(
+            f"expected shares of at least 0, the first above it, as .5,.25,.25, got {text!r}"
+        )
     return train, validation, test
 
 
