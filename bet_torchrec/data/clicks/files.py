@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -57,8 +56,6 @@ class LogHeader:
     fingerprint: str
 
     def __post_init__(self) -> None:
-        if not all(re.fullmatch(r"[a-z]\w*", name) for name in self.arrays):
-            raise ValueError(f"arrays should have plain names, got {sorted(self.arrays)}")
         if not all(0 <= i < len(self.fields) for i in self.vocabularies):
             raise ValueError(f"vocabularies should be of fields, got {self.vocabularies}")
 
@@ -83,14 +80,18 @@ def load_log(folder: Path, *, verify: bool) -> ClickLog:
     header = _read_header(folder, _LOG, LogHeader)
     try:
         fields = header.fields
+        places = [i for i, field in enumerate(fields) if field.multi_hot]
+        # By our names alone: a header never says which file is opened.
+        known = ["labels", "ids", "dense", "timestamps"]
+        known += [f"bag_{i}_{what}" for i in places for what in ("values", "offsets")]
         maps = {
-            name: _mapped(folder, name, array, header.examples)
-            for name, array in header.arrays.items()
+            name: _mapped(folder, name, header.arrays[name], header.examples)
+            for name in known
+            if name not in ("dense", "timestamps") or name in header.arrays
         }
-        bags = {}
-        for i, field in enumerate(fields):
-            if field.multi_hot:
-                bags[field.name] = Bag(maps[f"bag_{i}_values"], maps[f"bag_{i}_offsets"])
+        bags = {
+            fields[i].name: Bag(maps[f"bag_{i}_values"], maps[f"bag_{i}_offsets"]) for i in places
+        }
         names = {fields[i].name: f"vocabulary_{i}.npz" for i in header.vocabularies}
         store = Store(
             labels=maps["labels"],

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from tqdm import tqdm
 
 from ...errors import InvalidInputError
 from ...files import replacing
+from ...progress import progress_bar
 from ...team import Alone, Team
 
 _BUFFER = 1 << 16  # ids that are counted at once, at least
@@ -64,7 +64,7 @@ def count_ids(
 
     def count() -> None:
         shown = progress and team.rank == 0
-        for batch in tqdm(batches, desc="counting", unit="batch", total=total, disable=not shown):
+        for batch in progress_bar(batches, desc="counting", unit="batch", total=total, shown=shown):
             ids = features(batch)
             keys = set(ids.keys())
             for table, counter in counters.items():
