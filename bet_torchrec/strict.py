@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 MAX_DEPTH = 32  # of free JSON; elsewhere the declared type is the limit
 _LARGEST = 2**63  # what int64 doesn't hold any more
+_A_FLOAT_HOLDS = 10**300
 _WORDS = {
     int: "an int",
     float: "a finite number",
@@ -138,6 +139,8 @@ def _one_of(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
     others = [kind for kind in kinds if kind is not NoneType]
     if len(others) == 1:
         return _typed(value, others[0], name)
+    if {int, float} <= set(others) and type(value) is int and abs(value) < _A_FLOAT_HOLDS:
+        return value  # "any number": exact, where a float would round it
     for kind in others:
         try:
             return _typed(value, kind, name)

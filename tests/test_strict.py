@@ -106,6 +106,12 @@ def test_unions_take_what_fits() -> None:
     kind: Any = Table | int | None
     assert typed(None, kind, "x") is None
     assert typed(3, kind, "x") == 3
+    for number in (3, 2**63, 10**30, 0.5):
+        found: Any = typed(number, int | float, "x")  # type: ignore[arg-type]
+        assert found == number
+        assert type(found) is type(number)
+    with pytest.raises(StrictError, match="x should be an int or a finite number, got an integer"):
+        typed(10**400, int | float, "x")  # type: ignore[arg-type]
     with pytest.raises(StrictError, match="x should be an object or an int or null, got 'y'"):
         typed("y", kind, "x")
 
@@ -116,7 +122,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_no_other_error_comes_out(data: Any) -> None:
     """One place of a sound header is replaced by anything."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bet_torchrec.files.lines import LineError, append_line, read_lines
@@ -54,10 +55,16 @@ def test_numbers_that_json_lacks_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "lines").exists()
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path = written(tmp_path_factory.mktemp("good") / "lines")
+    return path, path.read_bytes()
+
+
+@settings(deadline=None)
 @given(st.data())
-def test_any_changed_byte_is_noticed(tmp_path_factory: pytest.TempPathFactory, data) -> None:
-    path = written(tmp_path_factory.mktemp("x") / "lines")
-    whole = bytearray(path.read_bytes())
+def test_any_changed_byte_is_noticed(good: tuple[Path, bytes], data: Any) -> None:
+    path, whole = good[0], bytearray(good[1])
     at = data.draw(st.integers(0, len(whole) - 2))
     whole[at] ^= data.draw(st.integers(1, 255))
     path.write_bytes(bytes(whole))
