@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from bet_torchrec import SizePlan, _versions, cli, load
 from bet_torchrec.cli import options, run_folder
+from bet_torchrec.files import holding
 
 MODEL = ["--dim", "8", "--max-epochs", "2", "--batch-size", "256", "--validate-every", "8"]
 WIDTHS = ["--widths", "0,1,2,4,8"]
@@ -189,8 +191,20 @@ def test_a_run_folder_is_never_overwritten(
     )
     assert cli.main([*again, "--resume"]) == 0
     (tmp_path / "config.json").write_text("{")
-    assert "is no JSON" in refused(["evaluate", str(tmp_path)], capsys)
+    assert "should be JSON" in refused(["evaluate", str(tmp_path)], capsys)
     assert "found none at" in refused(["evaluate", str(tmp_path / "no")], capsys)
+    for text in ('{"settings": 3}', "[" * 99_999, '{"data": [1]}'):
+        (tmp_path / "config.json").write_text(text)
+        assert "config.json" in refused(["evaluate", str(tmp_path)], capsys)
+
+
+def test_one_process_trains_in_a_run_folder(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    with holding(tmp_path / "run"):
+        said = refused(arguments(home, "train", tmp_path / "run", "--full"), capsys)
+    assert f"is in use by process {os.getpid()}" in said
+    assert os.listdir(tmp_path / "run") == [".lock"]
 
 
 @pytest.mark.parametrize(

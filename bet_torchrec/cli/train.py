@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import holding, replace_file
 from . import run_folder
 from .evaluate import add_mask, report, save_per_user
 from .inspect import find_plan, load_plan
@@ -21,7 +21,10 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..data import Split
     from ..outcome import Outcome
+    from ..planning.plan import SizePlan
+    from ..training import TrainingWorkbench
 
 
 def add(commands: Any) -> None:
@@ -46,6 +49,13 @@ def run(args: argparse.Namespace) -> None:
     bench = workbench_of(args, split, models=args.models or args.run_dir)
     if plan is not None:
         check_plan(plan, bench, split)
+    with holding(args.run_dir):
+        _train(args, plan, split, bench)
+
+
+def _train(
+    args: argparse.Namespace, plan: SizePlan | None, split: Split, bench: TrainingWorkbench
+) -> None:
     folder = run_folder.start(args.run_dir, args, data=describe_split(split))
     if plan is not None:
         plan.save(folder / run_folder.PLAN)
@@ -101,6 +111,4 @@ def write_log(path: Path, result: Outcome) -> None:
     summary = dataclasses.asdict(result)
     del summary["history"]
     text = "".join(json.dumps(line) + "\n" for line in [*lines, summary])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, text)
