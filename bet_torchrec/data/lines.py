@@ -7,6 +7,7 @@ import gzip
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +33,20 @@ def rows_of(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
     else:
         rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     return (row for row in rows if len(row) > 1 or (row and row[0].strip()))
+
+
+def line_of(lines: Iterable[str], delimiter: str, row: int) -> int:
+    """The line, from 1, at which a row ends, from 1: blank lines and quoted breaks counted."""
+    read = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal read
+        for line in lines:
+            read += 1
+            yield line
+
+    next(islice(rows_of(counted(), delimiter), row - 1, None), None)
+    return read
 
 
 @contextmanager

@@ -53,7 +53,8 @@ class Held:
         if self._role(name, state) == "row":
             width = self.weight.shape[1]
             return state.view(-1)[start // width :][: part.shape[0]]
-        return state.view(-1)[start : start + part.numel()].view(part.shape)
+        # Strides of the part: it may leave columns out that only pad a row.
+        return state.view(-1)[start:].as_strided(part.shape, part.stride())
 
     def set_single(self, name: str, value: Tensor) -> None:
         """Set a state that is one value, where this optimizer has it."""
@@ -133,9 +134,9 @@ class OptimizerStates:
 
     def forget_caches(self) -> None:
         """Before weights are written: rows that FBGEMM caches on the device would come back."""
-        for held in self._held:
-            if held.fused is not None:
-                held.fused.reset_cache_states()
+        fused = {id(held.fused): held.fused for held in self._held if held.fused is not None}
+        for tables in fused.values():
+            tables.reset_cache_states()
 
 
 def _held(optimizer: Optimizer) -> Iterator[Held]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, DataNotFoundError
-from .check import check_both_classes, checked_labels
+from .check import check_both_classes, checked_dense, checked_labels
 from .codes import Builder, Spool
 from .criteo import CATEGORIES, INTEGERS
 from .fields import Field
@@ -55,7 +55,9 @@ def read_binary_criteo(
             ids = np.empty(one.sparse[own].shape, dtype=np.int32)
             for i, field in enumerate(fields):
                 ids[:, i] = builder.codes[field].array(one.sparse[own, i].tolist())
-            builder.add(checked_labels(one.labels[own], one.name), ids, dense=one.dense[own])
+            own_labels = checked_labels(one.labels[own], one.name)
+            values = checked_dense(one.dense[own], len(own_labels), one.name)
+            builder.add(own_labels, ids, dense=values)
     return builder.finish()
 
 
@@ -138,7 +140,6 @@ def _mapped(path: Path) -> NDArray[Any]:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataNotFoundError(f"expected a file {path}, found none") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path} should be an npy file of a plain array: {str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:  # numpy's parser of headers has errors of many kinds
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} should be an npy file of a plain array: {why}") from error

@@ -44,7 +44,7 @@ def checked_store(
             f"{name}: bags should be of the multi-hot fields {sorted(multi)}, got {sorted(bags)}"
         )
     made = {field: _bag(*bags[field], multi[field], n, name) for field in multi}
-    values = None if dense is None else _dense(dense, n, name)
+    values = None if dense is None else checked_dense(dense, n, name)
     times = None if timestamps is None else np.asanyarray(timestamps)
     if times is not None and (times.shape != (n,) or times.dtype.kind not in "iu"):
         raise DataError(
@@ -112,7 +112,8 @@ def _bag(values: ArrayLike, offsets: ArrayLike, field: Field, n: int, name: str)
     return Bag(ids.astype(np.int32, copy=False), ends)
 
 
-def _dense(dense: ArrayLike, n: int, name: str) -> NDArray[np.float32]:
+def checked_dense(dense: ArrayLike, n: int, name: str) -> NDArray[np.float32]:
+    """float32 (n, K), finite."""
     array = np.asanyarray(dense)
     if array.ndim != 2 or len(array) != n or array.dtype.kind not in "iufb":
         raise DataError(

@@ -46,6 +46,8 @@ def read_coded(
             f"{path}: x should be integers (N, {len(names)}), a column a field, got {ids.dtype} "
             f"{ids.shape} and {len(rows)} numbers of rows"
         )
+    if ids.size and ids.min() < 0:
+        raise DataError(f"{path}: x should be 0 or more, got {ids.min()}")
     sizes = {str(field): int(size) for field, size in zip(names, rows, strict=True)}
     values = arrays[label] if positive is None else arrays[label] >= positive
     log = ClickLog.from_arrays(

@@ -115,6 +115,10 @@ class _Joined:
         """By PEP's rule; and a note where some are guessed."""
         if self._seconds is not None and self._start is not None:
             return self.of(log_squares(self._seconds - self._start)), ""
+        if not (self.folder / PART).is_file():
+            raise DataNotFoundError(
+                f"{self.folder} should have ratings.dat or {PART}, because PEP uses times"
+            )
         some = read_arrays(self.folder / PART)
         values, at = self.of(log_squares(some["timestamp"] - some["timestamp"].min()))
         # Of each user the value that most of its ratings have, the smallest of several.

@@ -49,6 +49,14 @@ class ClickSplit:
         if not len(self.train):
             raise DataError(f"{self.name}: expected at least one training example, got none")
 
+    def __repr__(self) -> str:
+        sizes = " / ".join(f"{len(part):,}" for part in self.parts())
+        rows = sum(field.rows for field in self.fields)
+        return (
+            f"ClickSplit({self.name!r}, {self.how}: {sizes} examples, {len(self.fields)} fields, "
+            f"{rows:,} rows)"
+        )
+
     @property
     def fields(self) -> tuple[Field, ...]:
         """Of all parts."""
@@ -85,13 +93,14 @@ class ClickSplit:
             keep[field.oov] = False
             maps[field.name] = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
             fields.append(replace(field, rows=int(keep.sum()) + 1, oov=0))
-        return self._relabelled(maps, fields)
+        return replace(self._relabelled(maps, fields), ranks=None)
 
     def by_rank(self) -> tuple[ClickSplit, dict[str, NDArray[np.int32]]]:
         """Rows renamed to their rank by training count, most frequent first, ties by row.
 
         A plan then needs no map of ids. Returns the split and {field: int32 (rows,), the rank of
-        each row before}, which the split also keeps as ``ranks`` and saves.
+        each row before}, which the split also keeps as ``ranks`` and saves; of a split that was
+        ranked already, of the rows before that.
         """
         counts = self.train.counts()
         ranks, fields = {}, []

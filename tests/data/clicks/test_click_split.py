@@ -96,7 +96,9 @@ def test_ranks_by_hand():
     assert split.fields[0] == Field("user", 5, oov=3)
     assert split.train.ids[:, 0].tolist() == [1, 1, 2, 0, 0, 0]
     assert split.train.vocabularies["user"].encode(["cy", "eve"]).tolist() == [0, 3]
-    assert split.ranks is not None
+    assert split.ranks["user"].tolist() == [3, 1, 2, 0, 4]
+    assert split.with_vocabulary().ranks is None
+    assert repr(split) == ("ClickSplit('tiny', given: 6 / 0 / 0 examples, 3 fields, 12 rows)")
 
 
 @given(logs())
