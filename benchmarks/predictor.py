@@ -59,23 +59,14 @@ def correlations(
 ) -> dict[int, tuple[float, float]]:
     """For each size of history: mean and deviation of Spearman's rho on the rest."""
 
-    def new(generator: torch.Generator) -> FitnessPredictor:
-        return FitnessPredictor(
-            counts,
-            torch.tensor(WIDTHS),
-            d_max=128,
-            set_shares=trainer.set_shares,
-            final_activation=trainer.final_activation,
-            generator=generator,
-        )
-
+    scene = Scene(counts=counts, widths=torch.tensor(WIDTHS), d_max=128)
     found = {}
     for size in sizes:
         rhos = []
         for seed in range(repeats):
             order = np.random.default_rng(seed).permutation(len(fitness))
             seen, held = order[:size], order[size:]
-            predictor = trainer(new, candidates[seen], fitness[seen].tolist(), seed)
+            predictor = trainer(scene, candidates[seen], fitness[seen].tolist(), seed)
             with torch.no_grad():
                 predicted = predictor(candidates[held]).numpy()
             rho = spearmanr(predicted, fitness[held]).statistic

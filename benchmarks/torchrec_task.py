@@ -3,8 +3,8 @@
     python benchmarks/torchrec_task.py --threads 1
 
 --examples made-up clicks of 26 features with heavy tails (one id each), tables as Criteo's capped
-at --rows, in batches of --batch-size. Lines are those of ``examples/dlrm_budget.py`` between its two
-marks: what a user writes from loaders to a served model.
+at --rows, in batches of --batch-size. Lines are those of ``examples/dlrm_budget.py`` between its
+two marks: what a user writes from loaders to a served model.
 """
 
 from __future__ import annotations

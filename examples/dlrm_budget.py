@@ -1,4 +1,4 @@
-"""A DLRM of TorchRec's, its 26 tables under one budget of served bytes, from loaders to int4 tables.
+"""A DLRM of TorchRec's, its 26 tables under one budget of served bytes, from loaders to int8.
 
     python examples/dlrm_budget.py               # a short preset, a minute or two
     python examples/dlrm_budget.py --probes 50
@@ -51,7 +51,7 @@ def main() -> None:
     sizer = BET(iterations=args.probes, finalists=1)
     planner = BudgetPlanner(budget=budget, widths=(0, 2, 4, 8, 16), sizer=sizer)
     plan = planner.plan(bench.tables, bench.counts(), workbench=bench)
-    trained = bench.train_model(plan, start=plan.metadata.get("start", "scratch"))
+    trained = bench.train_model(plan, start="full")
     model = quantize(task.deploy(trained, plan))
     # to here
 

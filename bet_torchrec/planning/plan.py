@@ -69,10 +69,10 @@ class SizePlan:
         cls,
         tables: Sequence[Table],
         sizes: Mapping[str, Any],
-        counts: Mapping[str, RowCounts],
+        counts: Mapping[str, RowCounts] | None = None,
         *,
         budget: Budget,
-        sizer: str,
+        sizer: str = "by hand",
         seed: int | None = None,
         precisions: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -80,14 +80,15 @@ class SizePlan:
         """From one size a row of each table, in id order; see ``TablePlan.from_sizes``.
 
         Args:
-            sizes, counts, precisions: by table name; precisions default to the budget's first.
+            sizes, counts, precisions: by table name. Without counts rows of one size rank by id.
+                precisions default to the budget's first.
         """
         precisions = precisions or {}
         planned = tuple(
             TablePlan.from_sizes(
                 spec,
                 sizes[spec.name],
-                counts[spec.name],
+                None if counts is None else counts[spec.name],
                 precision=precisions.get(spec.name, budget.dtypes[0]),
             )
             for spec in table_specs(tables)

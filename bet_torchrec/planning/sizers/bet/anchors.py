@@ -63,7 +63,9 @@ class Anchors:
         if number < self.equal:
             boundaries = equal_boundaries(self._problem, self._precisions[number])
             return self._sampler.flat(boundaries[None], number)
-        kind, what = self._others[number - self.equal]
+        return self._sampler.settled(self._other(*self._others[number - self.equal], precision))
+
+    def _other(self, kind: AnchorKind, what: object, precision: int) -> Candidates:
         if kind == "subset":
             assert isinstance(what, tuple)
             return self._sampler.shaped(self._only(what), precision)
