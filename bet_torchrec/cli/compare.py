@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .options import add_quiet, names, number, whole, whole_or_zero
+from .options import add_quiet, names, number, whole, whole_or_zero, widths
 
 METHODS = ("full", "equal", "subset", "count", "random", "int8", "int4", "int2", "bet")
 
@@ -37,6 +38,9 @@ def add(commands: Any) -> None:
     search = parser.add_argument_group("what every method may spend")
     search.add_argument("--probes", type=whole, default=30)
     search.add_argument("--finalists", type=whole, default=3)
+    search.add_argument(
+        "--widths", type=widths, metavar="W,W...", help="that rows may have (0,1,...,--dim)"
+    )
     search.add_argument("--rates", type=_rates, metavar="R,R...", help="learning rates, tuned over")
     parser.add_argument("--run-dir", type=Path, required=True, help="results and kept models")
     parser.add_argument("--data-dir", type=Path, help="default: $BET_TORCHREC_DATA")
@@ -71,6 +75,8 @@ def run(args: argparse.Namespace) -> None:
     path = args.run_dir / RESULTS
     if not args.report_only:
         settings = Settings(probes=args.probes, finalists=args.finalists, rates=args.rates)
+        if args.widths is not None:
+            settings = replace(settings, widths=args.widths)
         run_cells(
             cells,
             args.run_dir,
