@@ -28,27 +28,29 @@ def trained(pg) -> tuple[float, np.ndarray, torch.Tensor, float]:
     return outcome.quality, predictions, tables.table("user").detach(), loss
 
 
+@pytest.mark.distributed
+def test_ranks_train_as_one_process():
+    alone, ranks = trained(None), on_ranks(trained, 3)
+    assert np.mean([rank[3] for rank in ranks]) == pytest.approx(alone[3], rel=1e-5)
+    for rank in ranks:
+        assert rank[0] == pytest.approx(alone[0], abs=1e-3)
+        np.testing.assert_allclose(rank[1], alone[1], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(rank[2], alone[2], rtol=1e-3, atol=1e-4)
+        assert np.array_equal(rank[1], ranks[0][1])
+
+
 def predicted(pg) -> np.ndarray:
-    """Of a part with fewer examples than there are ranks."""
-    task = ClickTask(planted(60), "dlrm", process_group=pg)
+    """Of a part with fewer examples than ranks would share in blocks."""
+    split = planted(60)
+    task = ClickTask(split, "dlrm", process_group=pg)
     sizes = {t.name: np.full(t.num_embeddings, 3) for t in task.tables}
     tables = SizedEmbedding(sizes).draw(0.1, torch.Generator().manual_seed(0))
     return task.predictions(task.new_model(0), tables, part="check")
 
 
-def both(pg) -> tuple[tuple[float, np.ndarray, torch.Tensor, float], np.ndarray]:
-    return trained(pg), predicted(pg)
-
-
 @pytest.mark.distributed
-def test_ranks_train_and_predict_as_one_process():
-    (quality, predictions, table, loss), few = both(None)
-    assert len(few) == 2
-    ranks = on_ranks(both, 3)
-    assert np.mean([rank[0][3] for rank in ranks]) == pytest.approx(loss, rel=1e-5)
-    for (its_quality, its_predictions, its_table, _), its_few in ranks:
-        assert its_quality == pytest.approx(quality, abs=1e-3)
-        np.testing.assert_allclose(its_predictions, predictions, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(its_table, table, rtol=1e-3, atol=1e-4)
-        assert np.array_equal(its_predictions, ranks[0][0][1])
-        np.testing.assert_allclose(its_few, few, rtol=1e-5)
+def test_a_rank_without_examples_predicts_along():
+    alone = predicted(None)
+    assert len(alone) == 2
+    for found in on_ranks(predicted, 3):
+        np.testing.assert_allclose(found, alone, rtol=1e-5)
