@@ -14,7 +14,7 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.datasets.utils import Batch
 from torchrec.models.dlrm import DLRM
 
-from bet_torchrec import BET, Budget, BudgetPlanner, TorchRecTask, TrainingWorkbench, TrainSettings
+from bet_torchrec import BET, Budget, BudgetPlanner, TorchRecTask, TrainingWorkbench
 from bet_torchrec.data import data_directory
 from bet_torchrec.data.clicks import (
     ClickLog,
@@ -44,14 +44,13 @@ def main() -> None:
         validation=validation,
         test=test,
     )
-    settings = TrainSettings(lr=2e-3, max_epochs=8, validate_every=None, patience=1)
-    bench = TrainingWorkbench(task, training=settings, run_dir=args.out)
+    bench = TrainingWorkbench(task, run_dir=args.out)
     full = 4 * sum(table.parameters for table in task.tables)
     budget = Budget.bytes(full // 16, purpose="inference", dtype=("int8", "int4"), alignment=1)
     sizer = BET(iterations=args.probes, finalists=1)
     planner = BudgetPlanner(budget=budget, widths=(0, 2, 4, 8, 16), sizer=sizer)
     plan = planner.plan(bench.tables, bench.counts(), workbench=bench)
-    trained = bench.train_model(plan, start="full")
+    trained = bench.train_model(plan)
     model = quantize(task.deploy(trained, plan))
     # to here
 

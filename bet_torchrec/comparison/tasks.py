@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..tasks import ClickTask, RankingTask, Task
-from ..training import TrainSettings, fast
+from ..training import TrainSettings, clicks, fast
 from .cells import Cell
 
 BACKBONES = ("lightgcn", "ngcf", "ncf")
-CLICK_TRAINING = TrainSettings(
-    lr=3e-3, lr_decay=1.0, lr_min=0.0, init_std=0.01, max_epochs=30, validate_every=None, patience=2
-)
-CLICK_PROBE = TrainSettings(
-    lr=3e-3, lr_decay=1.0, lr_min=0.0, init_std=0.01, max_epochs=1, validate_every=10**9
-)
 CLICK_BATCH = 4096
 CLICK_L2 = {"movielens-1m-clicks": 1e-2, "frappe": 0.0}  # found on full models' validation
 OTHER_L2 = 1e-2
@@ -52,10 +46,11 @@ def make_entry(cell: Cell, data_dir: Path | None = None) -> Entry:
         l2=CLICK_L2.get(cell.data, OTHER_L2),
     )
     rates = CLICK_RATES.get(cell.data, OTHER_RATES)
+    recipe = clicks(rates[0])
     return Entry(
         task,
-        replace(CLICK_TRAINING, lr=rates[0]),
-        replace(CLICK_PROBE, lr=rates[0]),
+        recipe.training,
+        recipe.fine_tuning,
         rates,
         {"name": cell.data, "fingerprint": split.fingerprint()},
     )

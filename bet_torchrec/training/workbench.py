@@ -29,6 +29,7 @@ from .fit import DivergedError, fit
 from .kept import KeptModels, content
 from .optimizers import MakeOptimizer, adam
 from .probe import ProbeCheck
+from .recipes import default_recipe
 from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding
 from .trained import Precisions, Trained, as_served, precisions_of
@@ -50,7 +51,8 @@ class Sizes(Protocol):
 class TrainingWorkbench:
     """Trains and evaluates one task over tables of any kind; implements the sizers' ``Workbench``.
 
-    training, fine_tuning: settings of a training to convergence, and of a probe.
+    training, fine_tuning: settings of a training to convergence, and of a probe; by default BET's
+        published ones for a ranking, ``recipes.clicks`` for anything else.
     pretraining: of the full tables' training; ``training`` unless given.
     continuing: of a full training that starts from the full tables' rows; ``training`` at the
         probe's learning rate unless given.
@@ -85,9 +87,10 @@ class TrainingWorkbench:
                 f"warm_start should be 'rotated' or 'prefix', got {warm_start!r}"
             )
         self.task = task
-        self.training = training or TrainSettings()
+        recipe = default_recipe(task)
+        self.training = training or recipe.training
         self.pretraining = pretraining or self.training
-        self.fine_tuning = fine_tuning or dataclasses.replace(self.training, max_epochs=1)
+        self.fine_tuning = fine_tuning or recipe.fine_tuning
         self.continuing = continuing or dataclasses.replace(
             self.training, lr=min(self.training.lr, self.fine_tuning.lr)
         )
@@ -256,12 +259,19 @@ class TrainingWorkbench:
         return self.train_model(plan, seed=seed, start=start).outcome
 
     def train_model(
-        self, plan: Sizes, *, seed: int | None = None, start: Literal["scratch", "full"] = "scratch"
+        self,
+        plan: Sizes,
+        *,
+        seed: int | None = None,
+        start: Literal["scratch", "full"] | None = None,
     ) -> Trained:
         """A plan's model, trained to convergence.
 
-        start: "scratch", or "full" for the full tables' rows, cut.
+        start: "scratch", or "full" for the full tables' rows, cut; as the plan's own metadata say
+            unless given, and from scratch where they say nothing.
         """
+        if start is None:
+            start = getattr(plan, "metadata", {}).get("start", "scratch")
         if start not in ("scratch", "full"):
             raise InvalidInputError(f"start should be 'scratch' or 'full', got {start!r}")
         sizes = {table.name: plan.sizes(table.name) for table in self.tables}
