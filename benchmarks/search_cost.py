@@ -95,8 +95,10 @@ def main() -> None:
         [
             [
                 name,
-                *(f"{r[k]:.3f}" for k in ("mean_seconds", "mean_seconds_with_the_predictor",
-                                          "most_seconds")),  # fmt: skip
+                *(
+                    f"{r[k]:.3f}"
+                    for k in ("mean_seconds", "mean_seconds_with_the_predictor", "most_seconds")
+                ),  # fmt: skip
                 f"{r['candidates_a_second']:,.0f}",
             ]
             for name, r in result.items()

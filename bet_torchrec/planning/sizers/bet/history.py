@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from ....errors import BetError
@@ -125,6 +126,17 @@ class History:
         if not found or any(r.state != "ok" for r in found):
             return None
         return math.fsum(_known(r.quality) for r in found) / len(found)
+
+    def prediction_correlation(self) -> float | None:
+        """Spearman's, of the fitness that was predicted and the one that was got.
+
+        None where fewer than five predictions were tried.
+        """
+        pairs = [(p.predicted, p.fitness) for p in self.ok if p.predicted is not None]
+        if len(pairs) < 5:
+            return None
+        ranks = np.array(pairs, dtype=np.float64).argsort(0).argsort(0)
+        return float(np.corrcoef(ranks.T)[0, 1])
 
     def add(self, probe: Probe) -> None:
         """Append a probe."""

@@ -13,7 +13,8 @@ from ..workbench import Start
 from .families import EXPLORING_FAMILIES, PAPER_FAMILIES, Family
 from .search import Search
 from .shares import Dirichlet, Informed, Shares
-from .training import FullBatch, SingleSamples, Trainer
+from .surrogate import GaussianProcess
+from .training import SingleSamples, Trainer
 
 Strategy = Literal["predicted", "random", "nearest", "local"]
 PAPER_STRATEGIES: tuple[Strategy, ...] = ("predicted",) * 3 + ("random", "nearest")
@@ -28,8 +29,9 @@ class BET:
     shares: how candidates split the budget among tables.
     strategies: cycled over the iterations; I "predicted", II "random", III "nearest", and
         "local", a random mutant of the best few, without the predictor.
-    trainer: how the predictor learns. mutants: the share of the candidates that are drawn
-        around the best so far.
+    trainer: the predictor and how it learns: ``GaussianProcess``, or the paper's deep set as
+        ``FullBatch`` (which takes seconds an iteration with many tables) or ``SingleSamples``.
+    mutants: the share of the candidates that are drawn around the best so far.
     anchored: equal sizes (exactly ``EqualSizes``, in each precision) are tried first and always
         among the finalists, so that the result cannot be worse than they are on validation; then
         what else any engineer would try, see ``anchors.py``: at first four in a row, later every
@@ -52,7 +54,7 @@ class BET:
     draws: Literal["quantiles", "iid"] = "quantiles"
     shares: Shares = field(default_factory=Informed)
     strategies: tuple[Strategy, ...] = PAPER_STRATEGIES
-    trainer: Trainer = field(default_factory=FullBatch)
+    trainer: Trainer = field(default_factory=GaussianProcess)
     mutants: float = 0.5
     anchored: bool = True
     tolerance: float | None = 5e-4
