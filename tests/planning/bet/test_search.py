@@ -117,7 +117,7 @@ def test_small_tables_at_full_width(tmp_path):
 
 
 def test_no_plan_is_tried_twice(tmp_path):
-    plan(bet(iterations=12), widths=(4, 32), run_dir=tmp_path)
+    plan(bet(iterations=12), widths=(4, 16, 32), run_dir=tmp_path)
     tried = [repr((p["buckets"], p["precisions"])) for p in lines(tmp_path)]
     assert len(set(tried)) == len(tried)
 

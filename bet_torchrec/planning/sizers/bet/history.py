@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ....errors import BetError
 from ....outcome import Outcome, State
@@ -130,13 +131,13 @@ class History:
     def prediction_correlation(self) -> float | None:
         """Spearman's, of the fitness that was predicted and the one that was got.
 
-        None where fewer than five predictions were tried.
+        None where fewer than five predictions were tried, or all said or got the same.
         """
         pairs = [(p.predicted, p.fitness) for p in self.ok if p.predicted is not None]
-        if len(pairs) < 5:
+        ranks = [_ranks(np.array(column, dtype=np.float64)) for column in zip(*pairs, strict=True)]
+        if len(pairs) < 5 or any(np.ptp(column) == 0 for column in ranks):
             return None
-        ranks = np.array(pairs, dtype=np.float64).argsort(0).argsort(0)
-        return float(np.corrcoef(ranks.T)[0, 1])
+        return float(np.corrcoef(ranks)[0, 1])
 
     def add(self, probe: Probe) -> None:
         """Append a probe."""
@@ -275,6 +276,12 @@ def _is_buckets(value: Any) -> bool:
 def _known(number: float | None) -> float:
     assert number is not None
     return number
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From 1; equal values share the mean of theirs."""
+    _, place, times = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((times.cumsum() - (times - 1) / 2)[place])
 
 
 def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
