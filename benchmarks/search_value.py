@@ -1,6 +1,6 @@
 """Does predicting pay? Searches with and without a predictor, at equal probes, on made-up tasks.
 
-    python benchmarks/search_value.py --tables 9 --out benchmarks/results/search_value_9.json
+    python benchmarks/search_value.py --probes 40 --out benchmarks/results/search_value_9.json
 
 A task is drawn a seed: tables of 3 to a million rows with power-law counts, the smaller half
 looked up as often as the rest; every table has its own importance and its own number of useful

@@ -137,7 +137,7 @@ class History:
         ranks = [_ranks(np.array(column, dtype=np.float64)) for column in zip(*pairs, strict=True)]
         if len(pairs) < 5 or any(np.ptp(column) == 0 for column in ranks):
             return None
-        return float(np.corrcoef(ranks)[0, 1])
+        return float(np.asarray(np.corrcoef(ranks))[0, 1])
 
     def add(self, probe: Probe) -> None:
         """Append a probe."""

@@ -127,12 +127,11 @@ class Search:
     def _choose(self, t: int) -> Choice:
         rng = np.random.default_rng([self.problem.seed, t])
         if self.settings.anchored and (number := self._anchors.due(t)) is not None:
-            anchor: Candidates | None = self._anchors.candidate(number, self._best_precision())
+            anchor = self._anchors.candidate(number, self._best_precision())
             kind = self._anchors.kind(number)
-            if kind != "anchor":
-                anchor = self._first_new(anchor, [0])
-            if anchor is not None:
-                return Choice(candidate=anchor, strategy=kind)
+            new = anchor if kind == "anchor" else self._first_new(anchor, [0])
+            if new is not None:
+                return Choice(candidate=new, strategy=kind)
         strategy = self.settings.strategies[t % len(self.settings.strategies)]
         if not self.history.ok and strategy != "random":
             strategy = "random"
