@@ -24,9 +24,10 @@ from bet_torchrec.planning import RowCounts
 from bet_torchrec.planning.sizers.bet import (
     EXPLORING_FAMILIES,
     Candidates,
-    FitnessPredictor,
     FullBatch,
+    GaussianProcess,
     Probe,
+    Scene,
     SingleSamples,
 )
 from bet_torchrec.planning.sizers.bet.history import to_candidates
@@ -38,8 +39,9 @@ WIDTHS = tuple(range(129))
 TRAINERS: dict[str, Trainer] = {
     "paper: 2 single-sample updates an iteration": SingleSamples(),
     "full batch, 50 steps": FullBatch(steps=50),
-    "full batch, 200 steps (default)": FullBatch(),
+    "full batch, 200 steps": FullBatch(),
     "full batch, 200 steps, without set shares": FullBatch(set_shares=False),
+    "Gaussian process (default)": GaussianProcess(),
 }
 
 

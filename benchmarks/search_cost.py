@@ -95,8 +95,9 @@ def main() -> None:
         [
             [
                 name,
-                *(f"{r[k]:.3f}" for k in ("mean_seconds", "mean_seconds_with_the_predictor",
-                                          "most_seconds")),  # fmt: skip
+                f"{r['mean_seconds']:.3f}",
+                f"{r['mean_seconds_with_the_predictor']:.3f}",
+                f"{r['most_seconds']:.3f}",
                 f"{r['candidates_a_second']:,.0f}",
             ]
             for name, r in result.items()

@@ -1,6 +1,6 @@
 """Does predicting pay? Searches with and without a predictor, at equal probes, on made-up tasks.
 
-    python benchmarks/search_value.py --tables 9 --out benchmarks/results/search_value_9.json
+    python benchmarks/search_value.py --probes 40 --out benchmarks/results/search_value_9.json
 
 A task is drawn a seed: tables of 3 to a million rows with power-law counts, the smaller half
 looked up as often as the rest; every table has its own importance and its own number of useful
@@ -63,7 +63,9 @@ class Landscape:
         """Without noise."""
         gains = np.array([self._gain(t, plan) for t in range(len(self.specs))])
         # of what two tables both tell, only the better one's part counts
-        lost = self.shared * np.minimum(gains, gains[self.twin]) * (self.twin != np.arange(len(gains)))
+        lost = (
+            self.shared * np.minimum(gains, gains[self.twin]) * (self.twin != np.arange(len(gains)))
+        )
         return 0.78 + float(self.importance @ (gains - 0.5 * lost))
 
     def noisy(self, plan: SizePlan) -> float:
@@ -86,8 +88,6 @@ class Landscape:
 def _power_law(rows: int, total: int, rng: np.random.Generator) -> RowCounts:
     weight = np.arange(1, rows + 1, dtype=float) ** -rng.uniform(0.6, 1.2)
     return RowCounts.from_rows(np.sort((total * weight / weight.sum()).astype(np.int64))[::-1])
-
-
 
 
 def _lookups_upto(counts: RowCounts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -158,7 +158,9 @@ def main() -> None:
     base = np.array(gains.get("random", next(iter(gains.values()))))
     result = {
         name: {
-            "gain": dict(zip(map(str, marks), np.mean(gains[name], 0).round(3).tolist(), strict=True)),
+            "gain": dict(
+                zip(map(str, marks), np.mean(gains[name], 0).round(3).tolist(), strict=True)
+            ),
             "wins": dict(
                 zip(map(str, marks), (np.array(gains[name]) > base).sum(0).tolist(), strict=True)
             ),

@@ -92,9 +92,13 @@ class Relabelling:
     def save(self, path: str | Path) -> Path:
         """Write one file (safetensors, no pickle), whole or not at all; returns its path."""
         path = Path(path)
-        ranked = {f"ranked.{name}": np.zeros(0, np.int32) for name in self._named(ranked=True)}
-        orders = {f"order.{name}": self.orders[name] for name in self._named(ranked=False)}
-        data = save_safetensors({**ranked, **orders}, {"format": FORMAT, "version": "1"})
+        arrays = {
+            f"{'ranked' if order is None else 'order'}.{name}": (
+                np.zeros(0, np.int32) if order is None else order
+            )
+            for name, order in self.orders.items()
+        }
+        data = save_safetensors(arrays, {"format": FORMAT, "version": "1"})
         plan_io.write(path, bytes(data))
         return path
 
@@ -123,9 +127,6 @@ class Relabelling:
             return cls(found)
         except ValueError as error:
             raise PlanFileError(f"{path} holds no relabelling: {error}") from None
-
-    def _named(self, *, ranked: bool) -> list[str]:
-        return [name for name, order in self.orders.items() if (order is None) == ranked]
 
     def _order(self, table: str) -> NDArray[np.int32] | None:
         if table not in self.orders:

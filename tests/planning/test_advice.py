@@ -20,8 +20,8 @@ def test_the_mean_width_by_hand():
     assert mean_width(TABLES, Budget.parameters(900 * 20 + 1600)) == 20
     assert mean_width(TABLES, Budget.parameters(10**9)) == 64
     assert mean_width(TABLES, Budget.parameters(999)) == 0
-    two = Budget.bytes(8064, purpose="inference", dtype=("fp32", "int8"), alignment=1)
-    assert mean_width(TABLES, two) == 4  # 8 bytes a row in int8, 7,200 and 800, in blocks of 128
+    two = Budget.bytes(8192, purpose="inference", dtype=("fp32", "int8"), alignment=1)
+    assert mean_width(TABLES, two) == 4  # 8 bytes a row in int8, 7,296 and 896 in blocks
 
 
 def test_default_widths_follow_the_budget():

@@ -160,7 +160,9 @@ def test_a_budget_beyond_64_bits_gives_full_tables(amount):
 def test_tables_beyond_64_bits_are_refused():
     tables = [TableSpec("huge", 2**31 - 1, 2**31 - 1)]
     counts = {"huge": RowCounts.from_distinct([1], [2**31 - 1])}
-    planner = BudgetPlanner(budget=Budget.parameters(10**9), sizer=EqualSizes(), widths=(0, 2**31 - 1))
+    planner = BudgetPlanner(
+        budget=Budget.parameters(10**9), sizer=EqualSizes(), widths=(0, 2**31 - 1)
+    )
     with pytest.raises(InvalidInputError, match="beyond what costs are counted in"):
         planner.plan(tables, counts)
 
@@ -172,7 +174,9 @@ def test_raw_ids_and_a_tiny_budget_are_no_plan_that_keeps_nothing():
     counts = {t.name: rng.permutation(t.num_embeddings) for t in tables}
     budget = Budget.bytes(400, purpose="inference", dtype="int8", alignment=1)
     planner = BudgetPlanner(budget=budget, sizer=EqualSizes(), widths=(0, 4, 8, 16))
-    with pytest.raises(InfeasibleBudgetError, match="keeps nothing.*\n.*\n.*\n.*relabel ids by rank"):
+    with pytest.raises(
+        InfeasibleBudgetError, match="keeps nothing.*\n.*\n.*\n.*relabel ids by rank"
+    ):
         planner.plan(tables, counts)
     ranked = {name: np.sort(c)[::-1] for name, c in counts.items()}
     assert planner.plan(tables, ranked).parameters() > 0

@@ -46,7 +46,7 @@ def spend_unneeded_maps(
     by_promise = sorted(
         range(len(maps)), key=lambda t: -problem.counts[t].total / problem.counts[t].rows
     )
-    while any([spending.raise_whole(t) or spending.pay_map(t) for t in by_promise]):
+    while sum(spending.raise_whole(t) or spending.pay_map(t) for t in by_promise):
         spending.share()
     return spending.boundaries
 

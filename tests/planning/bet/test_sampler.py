@@ -21,7 +21,6 @@ from bet_torchrec.planning.sizers.bet import (
     TruncatedExponential,
     TruncatedNormal,
 )
-
 from bet_torchrec.planning.sizers.bet.families import MOST_KNOTS, Knots
 from bet_torchrec.planning.sizers.bet.shares import move_mass
 

@@ -50,9 +50,11 @@ def test_the_id_map_is_paid_for():
     budget = Budget.bytes(ROWS * 21, purpose="inference", dtype="int8")
     plan = MixedRandom()(problem(budget, widths=(12, 28)))
     assert ROWS * 21 - 128 <= plan.cost() <= ROWS * 21  # 16 a row and 4 for its place, or 32
-    assert plan["t"].buckets[0].rows < ROWS / 16
+    assert plan["t"].buckets[0].rows <= ROWS / 16
     # rows of one width may lie anywhere
-    plan = MixedRandom()(problem(Budget.bytes(ROWS * 19, purpose="inference", dtype="int8"), 0, (12,)))
+    plan = MixedRandom()(
+        problem(Budget.bytes(ROWS * 19, purpose="inference", dtype="int8"), 0, (12,))
+    )
     assert plan.cost() == ROWS * 16
     with pytest.raises(InfeasibleBudgetError, match=f"is {ROWS * 16} bytes"):
         MixedRandom()(problem(Budget.bytes(ROWS * 15, purpose="inference", dtype="int8"), 0, (12,)))

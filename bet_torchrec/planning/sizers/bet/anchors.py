@@ -63,7 +63,8 @@ class Anchors:
         if number < self.equal:
             boundaries = equal_boundaries(self._problem, self._precisions[number])
             return self._sampler.flat(boundaries[None], number)
-        return self._sampler.settled(self._other(*self._others[number - self.equal], precision))
+        kind, what = self._others[number - self.equal]
+        return self._sampler.settled(self._other(kind, what, precision))
 
     def _other(self, kind: AnchorKind, what: object, precision: int) -> Candidates:
         if kind == "subset":

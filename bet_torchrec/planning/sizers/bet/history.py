@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ....errors import BetError
 from ....files.lines import LineError, append_line, read_lines
@@ -143,6 +145,17 @@ class History:
             return None
         return math.fsum(_known(r.quality) for r in found) / len(found)
 
+    def prediction_correlation(self) -> float | None:
+        """Spearman's, of the fitness that was predicted and the one that was got.
+
+        None where fewer than five predictions were tried, or all said or got the same.
+        """
+        pairs = [(p.predicted, p.fitness) for p in self.ok if p.predicted is not None]
+        ranks = [_ranks(np.array(column, dtype=np.float64)) for column in zip(*pairs, strict=True)]
+        if len(pairs) < 5 or any(np.ptp(column) == 0 for column in ranks):
+            return None
+        return float(np.asarray(np.corrcoef(ranks))[0, 1])
+
     def add(self, probe: Probe) -> None:
         """Append a probe."""
         self._append({"kind": "probe", **vars(probe)})
@@ -214,6 +227,12 @@ def _broken(path: Path, why: object) -> HistoryError:
 def _known(number: float | None) -> float:
     assert number is not None
     return number
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From 1; equal values share the mean of theirs."""
+    _, place, times = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((times.cumsum() - (times - 1) / 2)[place])
 
 
 def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:

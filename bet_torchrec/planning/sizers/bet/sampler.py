@@ -155,9 +155,7 @@ class Sampler:
             if rng is None:
                 raise InvalidInputError('draws="iid" needs a random generator; pass rng')
             profile = _Draws(self, family.flatten(), beta.flatten(), rng)
-        boundaries = fit(
-            self.space, profile, shares=shares, precision=precision, exact=self.exact
-        )
+        boundaries = fit(self.space, profile, shares=shares, precision=precision, exact=self.exact)
         return self._candidates(boundaries, precision=precision, family=family, beta=beta)
 
     def settled(self, candidates: Candidates) -> Candidates:

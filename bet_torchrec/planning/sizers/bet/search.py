@@ -135,12 +135,11 @@ class Search:
     def _choose(self, t: int) -> Choice:
         rng = np.random.default_rng([self.problem.seed, t])
         if self.settings.anchored and (number := self._anchors.due(t)) is not None:
-            anchor: Candidates | None = self._anchors.candidate(number, self._best_precision())
+            anchor = self._anchors.candidate(number, self._best_precision())
             kind = self._anchors.kind(number)
-            if kind != "anchor":
-                anchor = self._first_new(anchor, [0])
-            if anchor is not None:
-                return Choice(candidate=anchor, strategy=kind)
+            new = anchor if kind == "anchor" else self._first_new(anchor, [0])
+            if new is not None:
+                return Choice(candidate=new, strategy=kind)
         strategy = self.settings.strategies[t % len(self.settings.strategies)]
         if not self.history.ok and strategy != "random":
             strategy = "random"
@@ -227,8 +226,15 @@ class Search:
                 return probe
         return None
 
+    def _report_predictions(self) -> None:
+        """Say how well fitness was predicted, so that a predictor that does not help is seen."""
+        rho = self.history.prediction_correlation()
+        if rho is not None and self._team.rank == 0:
+            _log.info("rank correlation of predicted and measured fitness: %.2f", rho)
+
     def _finish(self) -> SizePlan:
         """Selective retraining (Eq. 14), on validation; without a way to, the fittest wins."""
+        self._report_predictions()
         if not self.history.ok:
             raise DivergedError(
                 f"none of the {len(self.history.probes)} plans that were tried came to a quality: "
@@ -269,6 +275,8 @@ class Search:
         metadata["iteration"] = str(probe.iteration)
         if probe.fitness is not None:
             metadata["fitness"] = f"{probe.fitness:.6g}"
+        if (rho := self.history.prediction_correlation()) is not None:
+            metadata["prediction_correlation"] = f"{rho:.2f}"
         return self._plan(to_boundaries(probe.buckets, self.space.widths), precision, metadata)
 
     def _plan(
@@ -323,5 +331,5 @@ def _affordable(problem: SizingProblem) -> list[str]:
     """The precisions in which every row at its smallest width is within the budget."""
     space, tables = problem.space, len(problem.tables)
     each = torch.arange(len(space.costs))[:, None].expand(-1, tables)
-    fits = (minimum_cost(space, each) <= problem.limit).tolist()  # rows alike need no id maps
-    return [p for p, ok in zip(problem.precisions, fits, strict=True) if ok]
+    least = minimum_cost(space, each).tolist()  # rows that are alike need no id maps
+    return [p for p, n in zip(problem.precisions, least, strict=True) if n <= problem.limit]

@@ -95,7 +95,8 @@ class FittedProcess:
         self._center = x.mean(0)
         self._x = x - self._center
         distance = torch.cdist(self._x, self._x)
-        self._typical = float(distance[distance > 0].median()) if bool((distance > 0).any()) else 1.0
+        apart = distance[distance > 0]
+        self._typical = float(apart.median()) if len(apart) else 1.0
         self._power = float(self._x.square().sum(-1).mean().clamp(min=1e-12))
         y = torch.from_numpy((fitness - self._mean) / self._spread)
         settings = list(product(SMOOTH, LENGTHS, NOISES))
@@ -117,9 +118,7 @@ class FittedProcess:
         linear = (a @ b.T) / self._power
         return smooth * torch.exp(-0.5 * scaled.square()) + (1 - smooth) * linear
 
-    def _fit(
-        self, y: Tensor, smooth: float, length: float, noise: float
-    ) -> tuple[float, Tensor]:
+    def _fit(self, y: Tensor, smooth: float, length: float, noise: float) -> tuple[float, Tensor]:
         """Log likelihood of the probes and their weights in a prediction."""
         kernel = self._kernel(self._x, self._x, smooth, length)
         kernel = kernel + noise * torch.eye(len(y), dtype=torch.float64)
