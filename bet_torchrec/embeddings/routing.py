@@ -26,6 +26,9 @@ from .native.tables import laid
 from .routing_torch import check_total, permuted, route
 
 
+_ORDERS = 16  # of batches' keys, remembered by device
+
+
 class IdRangeError(InvalidInputError, IndexError):
     """An id is negative or not below its table's rows."""
 
@@ -102,6 +105,7 @@ class Router:
             {block.name: "fp32" for own in per_slot for block in own},
             self.map_starts,
         )
+        self._orders: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
         self._on: dict[torch.device, dict[str, Tensor]] = {torch.device("cpu"): self._host}
 
     def _add_id_maps(self, plans: Mapping[str, TablePlan]) -> None:
@@ -195,11 +199,10 @@ class Router:
         if not len(means):
             return None
         lengths = features.lengths().view(len(features.keys()), features.stride())
-        if features.keys() == self._features:
-            lengths = lengths.index_select(0, means)
-        else:
+        if features.keys() != self._features:
             order = self.order(features)
-            lengths = torch.stack([lengths[order[s]] for s in self._host["means"].tolist()])
+            lengths = lengths.index_select(0, self._order_on(features.device(), tuple(order)))
+        lengths = lengths.index_select(0, means)
         return lengths.T.clamp_min(1).float().reciprocal()
 
     def select(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
@@ -207,7 +210,7 @@ class Router:
         order = self.order(features)
         if order != list(range(len(features.keys()))):
             check_total(features)
-            features = permuted(features, order)
+            features = permuted(features, order, self._order_on(features.device(), tuple(order)))
         if not self.is_weighted and features.weights_or_none() is not None:
             features = KeyedJaggedTensor(
                 keys=features.keys(),
@@ -216,6 +219,14 @@ class Router:
                 stride=features.stride(),
             )
         return features
+
+    def _order_on(self, device: torch.device, order: tuple[int, ...]) -> Tensor:
+        # A tensor made of a list waits for its device, so it is made once for each order of keys.
+        if (device, order) not in self._orders:
+            if len(self._orders) >= _ORDERS:
+                self._orders.clear()
+            self._orders[device, order] = _on_cpu(order).int().to(device)
+        return self._orders[device, order]
 
     def order(self, features: KeyedJaggedTensor) -> list[int]:
         """Each slot's feature, as a place among the batch's keys.

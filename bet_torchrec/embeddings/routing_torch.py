@@ -34,24 +34,23 @@ def route(features: KeyedJaggedTensor, at: Mapping[str, Tensor], pairs: Sequence
     wrong = ((ids < 0) | (ids >= own_rows)).sum().view(1)
     ranks = _ranks(ids, slot_of, own_rows, at)
     inside = torch.empty(most, ids.numel(), dtype=torch.bool, device=ids.device)
-    for k in range(most):
-        torch.lt(ranks, blocks[1, k].index_select(0, slot_of), out=inside[k])
-        inside[k] &= ranks >= blocks[0, k].index_select(0, slot_of)
+    firsts, ends, *_ = blocks.unbind()
+    for own, first, end in zip(inside.unbind(), firsts.unbind(), ends.unbind(), strict=True):
+        torch.lt(ranks, end.index_select(0, slot_of), out=own)
+        own &= ranks >= first.index_select(0, slot_of)
     del own_rows
     routed = _bag_lengths(inside, features)
     sums = routed.view(most * slots, features.stride()).sum(dim=1)
     said = lengths.sum().view(1)
-    # The only place where the host waits for the device.
-    *totals, bad, count = torch.cat([sums, wrong, said]).tolist()
+    *totals, bad, count = on_host(torch.cat([sums, wrong, said]))
     _check_total(count, ids.numel())
     chosen = _true_places(inside.view(-1), sum(totals))
     del inside
     block_of = chosen.div(max(1, ids.numel()), rounding_mode="floor")
     place = chosen.sub_(block_of * ids.numel())
     pair_of = block_of.mul_(slots).add_(slot_of.index_select(0, place))
-    flat = blocks.view(4, -1)
-    values = ranks.index_select(0, place).sub_(flat[0].index_select(0, pair_of))
-    values.mul_(flat[2].index_select(0, pair_of)).remainder_(flat[3].index_select(0, pair_of))
+    first, _, stride, modulus = (part.index_select(0, pair_of) for part in blocks.view(4, -1))
+    values = ranks.index_select(0, place).sub_(first).mul_(stride).remainder_(modulus)
     weights = features.weights_or_none()
     by_block = KeyedJaggedTensor(
         keys=[str(pair) for pair in range(most * slots)],
@@ -70,6 +69,12 @@ def route(features: KeyedJaggedTensor, at: Mapping[str, Tensor], pairs: Sequence
         by_block.weights_or_none(),
         bad,
     )
+
+
+def on_host(counts: Tensor) -> list[int]:
+    """The only place where routing waits for the device."""
+    found: list[int] = counts.tolist()
+    return found
 
 
 def check_total(features: KeyedJaggedTensor) -> None:
@@ -136,9 +141,9 @@ def _bag_lengths(inside: Tensor, features: KeyedJaggedTensor) -> Tensor:
     # Not those that came along: they may contradict the lengths.
     offsets = F.pad(lengths.cumsum(0, dtype=torch.int64), (1, 0)).clamp_(0, inside.shape[1])
     found = torch.empty(len(inside), lengths.numel(), dtype=torch.int32, device=inside.device)
-    for k, own in enumerate(inside):
+    for own, out in zip(inside.unbind(), found.unbind(), strict=True):
         until = F.pad(own.cumsum(0, dtype=torch.int32), (1, 0)).index_select(0, offsets)
-        torch.diff(until, out=found[k])
+        torch.diff(until, out=out)
     return found
 
 
