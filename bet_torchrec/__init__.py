@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .embeddings import (
         BudgetedEmbeddingBagCollection,
         BudgetedEmbeddingBagCollectionSharder,
+        BudgetedEmbeddingCollection,
+        BudgetedEmbeddingCollectionSharder,
         migrate,
         quantize,
     )
@@ -39,6 +41,8 @@ _HOME = {
         (
             "BudgetedEmbeddingBagCollection",
             "BudgetedEmbeddingBagCollectionSharder",
+            "BudgetedEmbeddingCollection",
+            "BudgetedEmbeddingCollectionSharder",
             "migrate",
             "quantize",
         ),
@@ -67,6 +71,8 @@ __all__ = [
     "BudgetPlanner",
     "BudgetedEmbeddingBagCollection",
     "BudgetedEmbeddingBagCollectionSharder",
+    "BudgetedEmbeddingCollection",
+    "BudgetedEmbeddingCollectionSharder",
     "EqualSizes",
     "InfeasibleBudgetError",
     "Interactions",

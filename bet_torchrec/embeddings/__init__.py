@@ -20,6 +20,11 @@ from .quantization.collection import QuantizedBudgetedEmbeddingBagCollection  # 
 from .quantization.export import export_dense, export_tables  # noqa: E402
 from .quantization.quantizing import quantize  # noqa: E402
 from .routing import IdRangeError  # noqa: E402
+from .sequence.module import BudgetedEmbeddingCollection  # noqa: E402
+from .sequence.sharder import (  # noqa: E402
+    BudgetedEmbeddingCollectionSharder,
+    ShardedBudgetedEmbeddingCollection,
+)
 from .sharding.checks import ShardingError  # noqa: E402
 from .sharding.constraints import sharding_constraints, with_dense_kernels  # noqa: E402
 from .sharding.sharder import (  # noqa: E402
@@ -31,6 +36,8 @@ __all__ = [
     "Block",
     "BudgetedEmbeddingBagCollection",
     "BudgetedEmbeddingBagCollectionSharder",
+    "BudgetedEmbeddingCollection",
+    "BudgetedEmbeddingCollectionSharder",
     "Checkpoint",
     "CheckpointMismatchError",
     "DamagedCheckpointError",
@@ -38,6 +45,7 @@ __all__ = [
     "IdRangeError",
     "QuantizedBudgetedEmbeddingBagCollection",
     "ShardedBudgetedEmbeddingBagCollection",
+    "ShardedBudgetedEmbeddingCollection",
     "ShardingError",
     "blocks",
     "export_dense",

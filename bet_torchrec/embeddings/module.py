@@ -14,7 +14,7 @@ from ..errors import InvalidInputError, PlanError
 from ..planning.plan import SizePlan
 from .layout import Block, Layout, RowOrder, blocks
 from .merge import Merger
-from .parts import full_tables, load_full_tables
+from .parts import full_tables, load_full_tables, table_weights
 from .routing import Router, Slot, block_key
 
 
@@ -128,6 +128,10 @@ class BudgetedEmbeddingBagCollection(nn.Module):
     def weight(self, block: Block) -> nn.Parameter:
         """The real table of a block, (rows, width)."""
         return self.embedding_bag_collection.embedding_bags[block.name].weight
+
+    def block_weights(self) -> dict[str, Tensor]:
+        """{block name: its real table, (rows, width)}."""
+        return table_weights(self.embedding_bag_collection, "embedding_bags")
 
     def load_full_tables(self, tables: Mapping[str, Tensor]) -> BudgetedEmbeddingBagCollection:
         """Fill each row with the first entries of its row in full tables; returns itself.

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from ..errors import InvalidInputError
 from ..planning.plan import SizePlan
-from .layout import Block
+from .layout import Block, Layout, RowOrder
 
 
+@runtime_checkable
 class Collection(Protocol):
-    """What sharded and unsharded collections have in common."""
+    """What pooled and unpooled collections have in common, sharded or not."""
 
-    tables: tuple[EmbeddingBagConfig, ...]
+    tables: tuple[BaseEmbeddingConfig, ...]
     plan: SizePlan
+    layout: Layout
+    row_order: RowOrder
     blocks: dict[str, tuple[Block, ...]]
-    embedding_bag_collection: nn.Module
+
+    def block_weights(self) -> Mapping[str, Any]:
+        """{block name: its real table}: a tensor of any kind that state_dict has."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,9 @@ class Part:
 
 def local_parts(module: Collection) -> dict[str, list[Part]]:
     """{block name: what this rank holds of it}; an empty list where it holds nothing."""
-    weights = module.embedding_bag_collection.state_dict(keep_vars=True)
+    weights = module.block_weights()
     return {
-        block.name: list(parts_of(weights[f"embedding_bags.{block.name}.weight"]))
+        block.name: list(parts_of(weights[block.name]))
         for own in module.blocks.values()
         for block in own
     }
@@ -72,6 +78,16 @@ def parts_of(weight: Tensor | ShardedTensor | DTensor) -> Iterator[Part]:
             yield Part(row, column, values.detach(), replicated=False)
     else:
         yield Part(0, 0, weight.detach(), replicated=True)
+
+
+def table_weights(collection: nn.Module, kind: str) -> dict[str, Any]:
+    """{table: weight} of one of TorchRec's, sharded or not; kind: where its state has them."""
+    start, end = f"{kind}.", ".weight"
+    return {
+        key.removeprefix(start).removesuffix(end): weight
+        for key, weight in collection.state_dict(keep_vars=True).items()
+        if key.startswith(start) and key.endswith(end)
+    }
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from ..module import BudgetedEmbeddingBagCollection
-from ..parts import full_tables, load_full_tables
+from ..parts import full_tables, load_full_tables, table_weights
 from .checks import check_sharding
 
 
@@ -119,6 +119,10 @@ class ShardedBudgetedEmbeddingBagCollection(
     def is_weighted(self) -> bool:
         """Whether bags have weights."""
         return self._is_weighted
+
+    def block_weights(self) -> dict[str, Tensor]:
+        """{block name: its real table, sharded}."""
+        return table_weights(self.embedding_bag_collection, "embedding_bags")
 
     def load_full_tables(self, tables: Mapping[str, Tensor]) -> None:
         """Fill the rows that this rank holds; as ``BudgetedEmbeddingBagCollection`` does."""
