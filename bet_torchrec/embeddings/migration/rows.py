@@ -21,7 +21,6 @@ from ..layout import Block
 from ..optimizer_state import Held, OptimizerStates, Role
 from ..parts import Collection, Part, local_parts, table_weights
 
-
 _PLAIN = (
     EmbeddingBagCollection,
     ShardedEmbeddingBagCollection,
@@ -67,8 +66,8 @@ def collection_of(module: Any) -> Any:
         return FullWidth.of(module)
     raise InvalidInputError(
         "expected an EmbeddingBagCollection or EmbeddingCollection, sharded or not, or a budgeted "
-        f"one, got {type(module).__name__}: of a model in DistributedModelParallel, give the collection "
-        "inside, like model.module.tables"
+        f"one, got {type(module).__name__}: of a model in DistributedModelParallel, give the "
+        "collection inside, like model.module.tables"
     )
 
 

@@ -39,6 +39,7 @@ from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
 from ..parts import full_tables, load_full_tables
 from ..sharding.checks import check_sharding
+from .dense import mend_dense_tables
 from .module import BudgetedEmbeddingCollection, block_weights
 from .strips import Routed, StripRouter
 
@@ -84,6 +85,7 @@ class ShardedBudgetedEmbeddingCollection(
                 collection, own, env=env, device=device, module_fqn=module_fqn
             )
         self._lookups = [lookup for strip in self._strips() for lookup in strip._lookups]
+        mend_dense_tables(self._lookups)
 
     def _strips(self) -> Iterator[ShardedEmbeddingCollection]:
         yield from self.embedding_collections.values()
