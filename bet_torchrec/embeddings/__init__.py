@@ -8,6 +8,8 @@ from .. import _versions
 
 _versions.check()
 
+from ..errors import ShardingError  # noqa: E402
+from .by_table import for_blocks  # noqa: E402
 from .checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint  # noqa: E402
 from .checkpoints.index import Checkpoint  # noqa: E402
 from .checkpoints.manifest import CheckpointMismatchError  # noqa: E402
@@ -25,12 +27,12 @@ from .sequence.sharder import (  # noqa: E402
     BudgetedEmbeddingCollectionSharder,
     ShardedBudgetedEmbeddingCollection,
 )
-from .sharding.checks import ShardingError  # noqa: E402
 from .sharding.constraints import sharding_constraints, with_dense_kernels  # noqa: E402
 from .sharding.sharder import (  # noqa: E402
     BudgetedEmbeddingBagCollectionSharder,
     ShardedBudgetedEmbeddingBagCollection,
 )
+from .sharding.storage import IdMapReservation  # noqa: E402
 
 __all__ = [
     "Block",
@@ -42,6 +44,7 @@ __all__ = [
     "CheckpointMismatchError",
     "DamagedCheckpointError",
     "FusedBudgetedEmbeddingBagCollection",
+    "IdMapReservation",
     "IdRangeError",
     "QuantizedBudgetedEmbeddingBagCollection",
     "ShardedBudgetedEmbeddingBagCollection",
@@ -50,6 +53,7 @@ __all__ = [
     "blocks",
     "export_dense",
     "export_tables",
+    "for_blocks",
     "load_checkpoint",
     "migrate",
     "quantize",

@@ -17,7 +17,10 @@ from .routing import Slot, block_key
 
 @dataclass(frozen=True)
 class Piece:
-    """One block's columns of the pooled values, and where they go in the output."""
+    """One block's columns of the pooled values, and where they go in the output.
+
+    Between one's columns and the next's there may be columns that only pad a real table.
+    """
 
     source: int
     target: int
@@ -53,14 +56,14 @@ class Merger:
         """
         pieces, source = [], 0
         for key, width in zip(pooled.keys(), pooled.length_per_key(), strict=True):
-            pieces.append(Piece(source, self._pieces[key][0], width))
+            pieces.append(Piece(source, *self._pieces[key]))
             source += width
         values = pooled.values()
         side_by_side = all(piece.source == piece.target for piece in pieces)
         if not (side_by_side and values.shape[1] == self.width == sum(p.width for p in pieces)):
             values = _Placed.apply(values, tuple(pieces), self.width)
         if scale is not None:
-            values = values * scale.repeat_interleave(
+            values = values * scale.to(values.dtype).repeat_interleave(
                 torch.tensor(self.widths, device=scale.device), dim=1, output_size=self.width
             )
         return self.output(values)
@@ -75,7 +78,7 @@ class _Placed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, pieces: tuple[Piece, ...], width: int) -> Tensor:
-        ctx.pieces = pieces
+        ctx.pieces, ctx.source_width = pieces, values.shape[1]
         out = values.new_zeros(values.shape[0], width)
         for piece in pieces:
             out.narrow(1, piece.target, piece.width).add_(
@@ -88,4 +91,9 @@ class _Placed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         parts = [gradient.narrow(1, piece.target, piece.width) for piece in ctx.pieces]
         # Pieces come in the order of the source: side by side they are its columns, all of them.
-        return torch.cat(parts, dim=1), None, None
+        if sum(piece.width for piece in ctx.pieces) == ctx.source_width:
+            return torch.cat(parts, dim=1), None, None
+        back = gradient.new_zeros(len(gradient), ctx.source_width)
+        for piece, part in zip(ctx.pieces, parts, strict=True):
+            back.narrow(1, piece.source, piece.width).copy_(part)
+        return back, None, None

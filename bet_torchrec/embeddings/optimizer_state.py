@@ -53,7 +53,8 @@ class Held:
         if self._role(name, state) == "row":
             width = self.weight.shape[1]
             return state.view(-1)[start // width :][: part.shape[0]]
-        return state.view(-1)[start : start + part.numel()].view(part.shape)
+        # Strides of the part: it may leave columns out that only pad a row.
+        return state.view(-1)[start:].as_strided(part.shape, part.stride())
 
     def set_single(self, name: str, value: Tensor) -> None:
         """Set a state that is one value, where this optimizer has it."""

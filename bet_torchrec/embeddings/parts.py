@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +16,7 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from ..errors import InvalidInputError
 from ..planning.plan import SizePlan
 from .layout import Block, Layout, RowOrder
+from .optimizer_state import OptimizerStates
 
 
 @runtime_checkable
@@ -30,6 +31,19 @@ class Collection(Protocol):
 
     def block_weights(self) -> Mapping[str, Any]:
         """{block name: its real table}: a tensor of any kind that state_dict has."""
+        ...
+
+    @property
+    def id_map_bytes(self) -> int:
+        """Bytes of the id maps, which every rank has."""
+        ...
+
+
+class Trainable(Collection, Protocol):
+    """An unsharded one."""
+
+    def weight(self, block: Block) -> nn.Parameter:
+        """The real table of a block, (rows, real_width)."""
         ...
 
 
@@ -57,13 +71,23 @@ class Part:
 
 
 def local_parts(module: Collection) -> dict[str, list[Part]]:
-    """{block name: what this rank holds of it}; an empty list where it holds nothing."""
+    """{block name: what this rank holds of it}; an empty list where it holds nothing.
+
+    Columns that only pad a real table are left out.
+    """
     weights = module.block_weights()
     return {
-        block.name: list(parts_of(weights[block.name]))
+        block.name: list(_unpadded(parts_of(weights[block.name]), block))
         for own in module.blocks.values()
         for block in own
     }
+
+
+def _unpadded(parts: Iterable[Part], block: Block) -> Iterator[Part]:
+    for part in parts:
+        width = min(part.values.shape[1], block.width - part.column)
+        if width > 0:
+            yield replace(part, values=part.values[:, :width]) if block.padding else part
 
 
 def parts_of(weight: Tensor | ShardedTensor | DTensor) -> Iterator[Part]:
@@ -91,6 +115,36 @@ def table_weights(collection: nn.Module, kind: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
+def clear_padding(module: Collection) -> None:
+    """Zeros where real tables are padded: some optimizers look at the whole row."""
+    padded = [block for own in module.blocks.values() for block in own if block.padding]
+    if not padded:
+        return
+    weights = module.block_weights()
+    for block in padded:
+        for part in parts_of(weights[block.name]):
+            part.values[:, max(0, block.width - part.column) :] = 0
+
+
+def refuse_full_tables(
+    state: Mapping[str, Any], prefix: str, errors: list[str], kind: str = "embedding_bags"
+) -> None:
+    """For a module's loading: say what to do with the state of a plain collection.
+
+    errors: what ``load_state_dict`` raises, strict or not. kind: where a plain one's state has its
+    tables.
+    """
+    own = f"{prefix}{kind}."
+    tables = sorted({key.removeprefix(own).split(".")[0] for key in state if key.startswith(own)})
+    if tables:
+        errors.append(
+            "expected the state of a budgeted collection, got full tables "
+            f"({', '.join(tables)}) of a plain collection: give them to load_full_tables({{name: "
+            "rows}), which takes of each row what the plan keeps"
+        )
+
+
+@torch.no_grad()
 def load_full_tables(module: Collection, tables: Mapping[str, Tensor]) -> None:
     """Fill each row that this rank holds with the first entries of its row in full tables.
 
@@ -101,6 +155,8 @@ def load_full_tables(module: Collection, tables: Mapping[str, Tensor]) -> None:
     """
     if set(tables) != set(module.blocks):
         raise InvalidInputError(f"expected tables {sorted(module.blocks)}, got {sorted(tables)}")
+    assert isinstance(module, nn.Module)
+    OptimizerStates(module).forget_caches()
     parts = local_parts(module)
     for name, own in module.blocks.items():
         full, plan = tables[name], module.plan[name]

@@ -27,17 +27,21 @@ class IdRangeError(InvalidInputError, IndexError):
 
 @dataclass(frozen=True)
 class Slot:
-    """One feature looked up in one table. key: its name in the output. mean: pooled by mean."""
+    """One feature looked up in one table. key: its name in the output. mean: pooled by mean.
+
+    number: its place in the output, which alone tells a feature twice on one table apart.
+    """
 
     feature: str
     table: str
     key: str
     mean: bool = False
+    number: int = 0
 
 
 def block_key(slot: Slot, block: Block) -> str:
-    """The name of a slot's lookups in one block."""
-    return f"{slot.feature}/{block.name}"
+    """The name of a slot's lookups in one block: no two have the same, whatever users' names are."""
+    return f"{slot.number}:{slot.feature}/{block.name}"
 
 
 class Router:

@@ -209,7 +209,9 @@ class SizePlan:
             }
             for table in self.tables
         ]
-        budget = asdict(self.budget)
+        # What was added later is written where it is used: older plans keep their fingerprints.
+        added = {"world_size": 1, "fused_kernels": False}
+        budget = {k: v for k, v in asdict(self.budget).items() if added.get(k, ...) != v}
         return {"tables": tables, "budget": budget, "sizer": self.sizer, "seed": self.seed}
 
     def to_bytes(self) -> bytes:

@@ -193,7 +193,7 @@ def sharded_model(
     parallel = DistributedModelParallel(
         model,
         device=torch.device("cpu"),
-        plan=with_dense_kernels(sharding) if dense else sharding,
+        plan=with_dense_kernels(sharding, model) if dense else sharding,
         sharders=[sharder],
     )
     inner: Any = parallel.module

@@ -137,7 +137,7 @@ def _rows(
             raise InvalidInputError(
                 f"block {block.name!r}: expected weights, got none (device 'meta'): load them first"
             )
-        weight = weight.cpu()
+        weight = weight.cpu()[:, : block.width].contiguous()  # a copy only if it is padded
         precision = {4: "fp32", 2: "fp16"}[weight.element_size()]
         return precision, weight.numpy().view(np.uint8)
     if not hasattr(module, "packed_rows"):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor, nn
+from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
     EmbeddingBagConfig,
@@ -16,11 +20,19 @@ from torchrec.modules.embedding_modules import EmbeddingCollection, EmbeddingCol
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, ShardingError
 from ...planning.plan import SizePlan
+from ..batches import check_shapes
+from ..by_table import refuse_by_table, refuse_from_float
 from ..layout import Block, Layout, RowOrder
 from ..module import BudgetedEmbeddingBagCollection
-from ..parts import full_tables, load_full_tables, table_weights
+from ..parts import (
+    clear_padding,
+    full_tables,
+    load_full_tables,
+    refuse_full_tables,
+    table_weights,
+)
 from .strips import StripRouter
 
 
@@ -34,8 +46,8 @@ class BudgetedEmbeddingCollection(EmbeddingCollectionInterface):
 
     Args:
         tables: as for EmbeddingCollection, all of one ``embedding_dim``, each of them in the plan.
-        plan, layout, device, row_order: as for ``BudgetedEmbeddingBagCollection``; one plan may be
-            shared with such.
+        plan, layout, device, row_order, fused_kernels: as for ``BudgetedEmbeddingBagCollection``;
+            one plan may be shared with such.
         need_indices: the output's weights are the ids, as in EmbeddingCollection.
 
     Shapes: of a feature with V ids, values (V, embedding_dim), fp32.
@@ -56,30 +68,39 @@ class BudgetedEmbeddingCollection(EmbeddingCollectionInterface):
         need_indices: bool = False,
         device: torch.device | str | None = None,
         row_order: RowOrder = "ranked",
+        fused_kernels: bool | None = None,
     ) -> None:
         super().__init__()
-        front = planned_tables(tables, plan, layout, row_order)
+        front = planned_tables(tables, plan, layout, row_order, fused_kernels)
         self.tables, self.plan = tuple(tables), plan
         self.layout, self.row_order = layout, row_order
+        self.fused_kernels = front.fused_kernels
         self.blocks: dict[str, tuple[Block, ...]] = front.blocks
         self._embedding_dim = tables[0].embedding_dim
         self.router = StripRouter(
             front.router, self.blocks, self._embedding_dim, need_indices=need_indices
         )
-        self.device = torch.device("cpu" if device is None else device)
+        self.device = torch.empty(0, device=device).device
         configs = front.embedding_bag_collection.embedding_bag_configs()
         by_key = {key: config for config in configs for key in config.feature_names}
-        self.embedding_collections = nn.ModuleDict()
+        real = {name: [block.name for block in own] for name, own in self.blocks.items()}
+        self.embedding_collections = _Strips()
         for strip in self.router.strips:
             own = {by_key[key].name: by_key[key] for key in strip.keys}
-            self.embedding_collections[strip.name] = EmbeddingCollection(
+            collection = EmbeddingCollection(
                 tables=[_retyped(config, EmbeddingConfig) for config in own.values()],
                 device=self.device,
             )
+            collection.register_state_dict_pre_hook(partial(refuse_by_table, real))
+            self.embedding_collections[strip.name] = collection
+        self.register_state_dict_pre_hook(refuse_from_float)
+        clear_padding(self)
 
-    def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+    def forward(self, features: KeyedJaggedTensor | TensorDict) -> dict[str, JaggedTensor]:
         """Look up; see the class."""
-        routed = self.router(maybe_td_to_kjt(features, None))
+        features = maybe_td_to_kjt(features, None)
+        check_shapes(features)
+        routed = self.router(features)
         parts = zip(self.embedding_collections.values(), routed.features, strict=True)
         return self.router.output(routed, [collection(part) for collection, part in parts])
 
@@ -107,13 +128,34 @@ class BudgetedEmbeddingCollection(EmbeddingCollectionInterface):
                 weight = collection.embeddings[config.name].weight
                 if not weight.is_meta:
                     config.init_fn(weight)
+        clear_padding(self)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *args: Any
+    ) -> None:
+        refuse_full_tables(state_dict, prefix, args[-1], "embeddings")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
+
+    @property
+    def embeddings(self) -> nn.ModuleDict:
+        """Refused: TorchRec's wrappers would take real tables for full ones, and ids for rows."""
+        raise InvalidInputError(
+            "a BudgetedEmbeddingCollection has no full tables to reach into: read and write them "
+            "by full_tables() and load_full_tables(), a real one by weight(block); a wrapper that "
+            "shards or quantises what it holds (managed collisions) needs TorchRec's own collection"
+        )
+
+    @property
+    def id_map_bytes(self) -> int:
+        """Bytes of the id maps, which every rank has."""
+        return self.router.router.id_map_bytes
 
     def block_weights(self) -> dict[str, Tensor]:
-        """{block name: its real table, (rows, width)}."""
+        """{block name: its real table, (rows, real_width)}."""
         return block_weights(self.embedding_collections)
 
     def weight(self, block: Block) -> nn.Parameter:
-        """The real table of a block, (rows, width)."""
+        """The real table of a block, (rows, real_width)."""
         name = f"columns_{block.first_column}_{block.first_column + block.width}"
         weight: nn.Parameter = self.embedding_collections[name].embeddings[block.name].weight
         return weight
@@ -137,8 +179,26 @@ class BudgetedEmbeddingCollection(EmbeddingCollectionInterface):
         return f"plan={self.plan.fingerprint()}, layout={self.layout!r}"
 
 
+class _Strips(nn.ModuleDict):
+    """{strip: its collection}, which TorchRec's default sharder must not take."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ShardedModule):
+            raise ShardingError(
+                "TorchRec's default sharder took a BudgetedEmbeddingCollection apart, whose tables "
+                "would train with SGD at 0.01: give DistributedModelParallel and the planner "
+                "sharders=[*get_default_sharders(), "
+                "BudgetedEmbeddingCollectionSharder(fused_params=...)]"
+            )
+        super().__setattr__(name, value)
+
+
 def planned_tables(
-    tables: Sequence[EmbeddingConfig], plan: SizePlan, layout: Layout, row_order: RowOrder
+    tables: Sequence[EmbeddingConfig],
+    plan: SizePlan,
+    layout: Layout,
+    row_order: RowOrder,
+    fused_kernels: bool | None = None,
 ) -> BudgetedEmbeddingBagCollection:
     """The same tables pooled, on "meta": their checks, blocks and routing are those of here."""
     widths = sorted({table.embedding_dim for table in tables})
@@ -154,6 +214,7 @@ def planned_tables(
         is_weighted=True,
         device="meta",
         row_order=row_order,
+        fused_kernels=fused_kernels,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
+from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrec.distributed.embedding import (
     EmbeddingCollectionContext,
@@ -26,6 +27,7 @@ from torchrec.distributed.embedding_types import (
 )
 from torchrec.distributed.types import (
     Awaitable,
+    EmbeddingModuleShardingPlan,
     LazyAwaitable,
     ParameterSharding,
     QuantizedCommCodecs,
@@ -37,8 +39,10 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from ..parts import full_tables, load_full_tables
+from ..batches import check_shapes, check_values
+from ..parts import clear_padding, full_tables, load_full_tables, refuse_full_tables
 from ..sharding.checks import check_sharding
+from ..sharding.storage import told_weight
 from .dense import mend_dense_tables
 from .module import BudgetedEmbeddingCollection, block_weights
 from .strips import Routed, StripRouter
@@ -86,15 +90,25 @@ class ShardedBudgetedEmbeddingCollection(
             )
         self._lookups = [lookup for strip in self._strips() for lookup in strip._lookups]
         mend_dense_tables(self._lookups)
+        self._first_batch = True
+        clear_padding(self)
 
     def _strips(self) -> Iterator[ShardedEmbeddingCollection]:
         yield from self.embedding_collections.values()
 
     def input_dist(
-        self, ctx: SequenceContext, features: KeyedJaggedTensor
+        self, ctx: SequenceContext, features: KeyedJaggedTensor | TensorDict
     ) -> Awaitable[Awaitable[KJTList]]:
-        """Route ids to strips' rows, then send them to the ranks that hold them."""
-        ctx.routed = self.router(maybe_td_to_kjt(features, None))
+        """Route ids to strips' rows, then send them to the ranks that hold them.
+
+        Raises InvalidInputError for a batch that contradicts itself; as the pooled one does.
+        """
+        features = maybe_td_to_kjt(features, None)
+        check_shapes(features)
+        if self._first_batch:
+            check_values(features)
+            self._first_batch = False
+        ctx.routed = self.router(features)
         ctx.strips = [strip.create_context() for strip in self._strips()]
         each = zip(self._strips(), ctx.strips, ctx.routed.features, strict=True)
         sent = [strip.input_dist(own, part) for strip, own, part in each]
@@ -142,6 +156,25 @@ class ShardedBudgetedEmbeddingCollection(
     def embedding_configs(self) -> list[EmbeddingConfig]:
         """The full tables' configs, as they were given."""
         return list(self.tables)
+
+    @property
+    def id_map_bytes(self) -> int:
+        """Bytes of the id maps, which every rank has."""
+        return self.router.router.id_map_bytes
+
+    @property
+    def module_sharding_plan(self) -> EmbeddingModuleShardingPlan:
+        """{block name: how it is sharded now}."""
+        found = EmbeddingModuleShardingPlan()
+        for strip in self._strips():
+            found.update(strip.module_sharding_plan)
+        return found
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *args: Any
+    ) -> None:
+        refuse_full_tables(state_dict, prefix, args[-1], "embeddings")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
     def block_weights(self) -> dict[str, Tensor]:
         """{block name: its real table, sharded}."""
@@ -236,11 +269,11 @@ class BudgetedEmbeddingCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddingC
         )
 
     def shardable_parameters(self, module: BudgetedEmbeddingCollection) -> dict[str, nn.Parameter]:
-        """{block name: weight}."""
+        """{block name: its shape and optimizer}, for the planner's account; not the weights."""
         return {
-            name: weight
-            for collection in module.embedding_collections.values()
-            for name, weight in _parameters(collection)
+            block.name: told_weight(module, block, self.fused_params or {})
+            for own in module.blocks.values()
+            for block in own
         }
 
     @property
@@ -261,8 +294,3 @@ class BudgetedEmbeddingCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddingC
         if (self.fused_params or {}).get("optimizer") is not None:
             types.remove(ShardingType.DATA_PARALLEL.value)  # which it never reaches
         return types
-
-
-def _parameters(collection: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, table in collection.embeddings.items():
-        yield name, table.weight

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
@@ -25,6 +26,8 @@ from ..routing import Router, Slot, block_key
 @dataclass(frozen=True)
 class Strip:
     """Blocks of columns [first_column, first_column + width), looked up by ``keys``.
+
+    Their real tables may be padded: to the same width, so still one collection.
 
     at: places of the keys among the router's.
     """
@@ -207,11 +210,11 @@ class _Placed(torch.autograd.Function):
         ctx: Any, columns: tuple[tuple[int, int], ...], count: int, width: int, *parts: Tensor
     ) -> Tensor:
         places, rows = parts[: len(columns)], parts[len(columns) :]
-        ctx.columns = columns
+        ctx.columns, ctx.real = columns, [part.shape[1] for part in rows]
         ctx.save_for_backward(*places)
         out = rows[0].new_zeros(count, width)
         for (first, own), at, part in zip(columns, places, rows, strict=True):
-            out.narrow(1, first, own).index_copy_(0, at, part)
+            out.narrow(1, first, own).index_copy_(0, at, part[:, :own])
         return out
 
     @staticmethod
@@ -219,7 +222,7 @@ class _Placed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         places = ctx.saved_tensors
         parts = [
-            gradient.narrow(1, first, own).index_select(0, at)
-            for (first, own), at in zip(ctx.columns, places, strict=True)
+            F.pad(gradient.narrow(1, first, own).index_select(0, at), (0, real - own))
+            for (first, own), at, real in zip(ctx.columns, places, ctx.real, strict=True)
         ]
         return (None, None, None, *(None for _ in places), *parts)
