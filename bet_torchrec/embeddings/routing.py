@@ -102,6 +102,7 @@ class Router:
                 maps.append(torch.from_numpy(rank_of_id(order)))
         self._mapped = [slot.table in starts for slot in self.slots]
         self._map_places = {n: slice(at, at + plans[n].rows) for n, at in starts.items()}
+        self.map_starts = starts
         if maps:
             self._host["map"] = torch.cat(maps) if len(maps) > 1 else maps[0]
             self._host["starts"] = torch.tensor([starts.get(s.table, 0) for s in self.slots])
@@ -111,6 +112,11 @@ class Router:
         """int32 (rows,), on the CPU and not to be changed: ids' ranks; None where ids are ranks."""
         place = self._map_places.get(table)
         return None if place is None else self._host["map"][place]
+
+    @property
+    def map(self) -> Tensor | None:
+        """int32, on the CPU and not to be changed: all id maps, a table's from ``map_starts`` on."""
+        return self._host.get("map")
 
     @property
     def id_map_bytes(self) -> int:
@@ -185,6 +191,24 @@ class Router:
 
     def select(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """The slots' features in the slots' order, checked; what it returned passes as it is."""
+        order = self.order(features)
+        if order != list(range(len(features.keys()))):
+            features = _permuted(features, order)
+        if not self.is_weighted and features.weights_or_none() is not None:
+            features = KeyedJaggedTensor(
+                keys=features.keys(),
+                values=features.values(),
+                lengths=features.lengths(),
+                stride=features.stride(),
+            )
+        return features
+
+    def order(self, features: KeyedJaggedTensor) -> list[int]:
+        """Each slot's feature, as a place among the batch's keys.
+
+        Raises:
+            InvalidInputError: as on a call.
+        """
         if features.variable_stride_per_key() or features.inverse_indices_or_none() is not None:
             raise InvalidInputError(
                 "every feature should have the same batch size (no stride_per_key_per_rank and no "
@@ -196,24 +220,16 @@ class Router:
                 "is_weighted=True expects a KeyedJaggedTensor with weights, got one without"
             )
         keys = features.keys()
-        if keys != self._features:
-            place = {key: i for i, key in enumerate(keys)}
-            wanted = list(dict.fromkeys(self._features))
-            missing = [name for name in wanted if name not in place]
-            if missing:
-                raise InvalidInputError(
-                    f"expected features {', '.join(wanted)}, got {', '.join(keys)}: "
-                    f"{', '.join(missing)} missing"
-                )
-            features = _permuted(features, [place[name] for name in self._features])
-        if not self.is_weighted and features.weights_or_none() is not None:
-            features = KeyedJaggedTensor(
-                keys=features.keys(),
-                values=features.values(),
-                lengths=features.lengths(),
-                stride=features.stride(),
+        if keys == self._features:
+            return list(range(len(keys)))
+        place = {key: i for i, key in enumerate(keys)}
+        missing = [name for name in dict.fromkeys(self._features) if name not in place]
+        if missing:
+            raise InvalidInputError(
+                f"expected features {', '.join(dict.fromkeys(self._features))}, got "
+                f"{', '.join(keys)}: {', '.join(missing)} missing"
             )
-        return features
+        return [place[name] for name in self._features]
 
     def _ranks(self, ids: Tensor, slot_of: Tensor | None, at: dict[str, Tensor]) -> Tensor:
         if not any(self._mapped):

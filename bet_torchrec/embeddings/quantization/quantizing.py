@@ -12,6 +12,7 @@ from torch import nn
 from ...errors import InvalidInputError, PlanError
 from ...planning.budget import PRECISIONS
 from ...planning.plan import SizePlan
+from ..fused.module import FusedBudgetedEmbeddingBagCollection
 from ..layout import Layout, blocks
 from ..module import BudgetedEmbeddingBagCollection
 from ..sharding.sharder import ShardedBudgetedEmbeddingBagCollection
@@ -57,8 +58,8 @@ def quantize(
 ) -> nn.Module:
     """A collection for inference; or a copy of a model whose collections are such.
 
-    The module stays as it is. A model's copy shares nothing with it, and its other parts stay
-    where and what they are.
+    The module stays as it is; one that trains by our fused step is served like any other. A
+    model's copy shares nothing with it, and its other parts stay where and what they are.
 
     Args:
         plan: of the same sizes, whose precisions and budget are to be followed; the module's own
@@ -92,6 +93,8 @@ def quantize(
     for own in found:
         planned = own.plan if plan is None else plan
         made[id(own)] = _quantized(own, planned, precision, layout, alignment, device)
+    for fused in (m for m in module.modules() if isinstance(m, FusedBudgetedEmbeddingBagCollection)):
+        made[id(fused)] = made[id(fused.module)]
     # What is in deepcopy's memo is taken as copied, so the trained tables never are.
     return made.get(id(module)) or copy.deepcopy(module, dict(made)).eval()
 
