@@ -23,6 +23,7 @@ from .quantization.export import export_dense, export_tables  # noqa: E402
 from .quantization.quantizing import quantize  # noqa: E402
 from .routing import IdRangeError  # noqa: E402
 from .sequence.module import BudgetedEmbeddingCollection  # noqa: E402
+from .sequence.quantized import QuantizedBudgetedEmbeddingCollection  # noqa: E402
 from .sequence.sharder import (  # noqa: E402
     BudgetedEmbeddingCollectionSharder,
     ShardedBudgetedEmbeddingCollection,
@@ -47,6 +48,7 @@ __all__ = [
     "IdMapReservation",
     "IdRangeError",
     "QuantizedBudgetedEmbeddingBagCollection",
+    "QuantizedBudgetedEmbeddingCollection",
     "ShardedBudgetedEmbeddingBagCollection",
     "ShardedBudgetedEmbeddingCollection",
     "ShardingError",

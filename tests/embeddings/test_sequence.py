@@ -26,10 +26,11 @@ from sequence_cases import (
     varying,
 )
 from torchrec import DataType, EmbeddingCollection, KeyedJaggedTensor
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
 
 from bet_torchrec import SizePlan
-from bet_torchrec.embeddings import BudgetedEmbeddingCollection, IdRangeError
+from bet_torchrec.embeddings import BudgetedEmbeddingCollection, IdRangeError, ShardingError
 from bet_torchrec.errors import InvalidInputError, PlanError
 
 
@@ -185,3 +186,35 @@ def test_one_plan_serves_pooled_and_unpooled_tables():
     some = TABLES[:2]
     assert set(ours(tables=some).full_tables()) == {"user", "item"}
     assert not isinstance(ours(), EmbeddingCollection)  # TorchRec's sharder would take it
+
+
+# As the pooled one
+
+
+@pytest.mark.parametrize("layout", ["bucketed", "prefix"])
+def test_padding_for_fused_kernels_changes_nothing(layout):
+    model, full = ours(layout, fused_kernels=True), oracle()
+    assert {w.shape[1] % 4 for w in model.parameters()} == {0}
+    for one in (model, full):
+        loss_of(one(ids()), 0).backward()
+        torch.optim.Adagrad(one.parameters(), lr=0.1).step()
+    assert_same_tables(model.full_tables(), masked_tables(full))
+
+
+def test_a_plain_collection_s_state_is_pointed_to_load_full_tables():
+    plain = EmbeddingCollection([dataclasses.replace(table) for table in TABLES])
+    with pytest.raises(RuntimeError, match="give them to load_full_tables"):
+        ours().load_state_dict(plain.state_dict())
+
+
+def test_config_fields_without_effect_are_refused():
+    table = dataclasses.replace(TABLES[0], use_virtual_table=True)
+    with pytest.raises(InvalidInputError, match="'user': use_virtual_table should be False"):
+        BudgetedEmbeddingCollection([table], PLAN)
+
+
+def test_torchrec_s_default_sharder_does_not_take_it_apart():
+    strips = ours().embedding_collections
+    taken = ShardedEmbeddingCollection.__new__(ShardedEmbeddingCollection)
+    with pytest.raises(ShardingError, match="BudgetedEmbeddingCollectionSharder"):
+        setattr(strips, next(iter(strips)), taken)

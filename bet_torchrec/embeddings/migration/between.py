@@ -187,7 +187,7 @@ class _Move:
 
 
 def _collection(
-    source: nn.Module, plan: SizePlan, layout: Layout | None, row_order: RowOrder | None
+    source: Any, plan: SizePlan, layout: Layout | None, row_order: RowOrder | None
 ) -> BudgetedEmbeddingBagCollection | BudgetedEmbeddingCollection:
     collection_of(source)  # to say first if it is none
     pooled = isinstance(source, BudgetedEmbeddingBagCollection | EmbeddingBagCollection)

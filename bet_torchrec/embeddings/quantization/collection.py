@@ -27,8 +27,7 @@ from ..native.calls import IdFault
 from ..native.tables import laid
 from .export import export_tables, packed_table, saved_plan
 from .packing import CUDA_ALIGNMENT, DATA_TYPES, stored_width
-
-_PIECE = 1 << 16  # rows
+from .saved import check_pooling, put_saved_rows, saved_precisions
 
 
 class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
@@ -260,6 +259,7 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
             FileNotFoundError: no such file.
         """
         file = open_tables(Path(path))
+        check_pooling(file, path, pooled=True)
         plan = saved_plan(file, str(path))
         tables = file.header["tables"]
         module = cls(
@@ -268,17 +268,11 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
             layout=file.header["layout"],
             row_order=file.header["row_order"],
             is_weighted=file.header["is_weighted"],
-            precisions={b["name"]: b["precision"] for table in tables for b in table["blocks"]},
+            precisions=saved_precisions(file),
             alignment=file.header["alignment"] if alignment is None else alignment,
             device=device,
         )
-        for own in module.blocks.values():
-            for block in own:
-                rows = file.arrays[f"rows/{block.name}"]
-                for start in range(0, block.rows, _PIECE):
-                    # A copy, because the file's memory map is read-only.
-                    piece = torch.from_numpy(rows[start : start + _PIECE].copy())
-                    module.put_rows(block, start, piece)
+        put_saved_rows(file, module)
         return module.eval()
 
     def put_rows(self, block: Block, start: int, rows: Tensor) -> None:

@@ -123,6 +123,7 @@ class BudgetedEmbeddingCollection(EmbeddingCollectionInterface):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from the full tables' ranges."""
+        collection: Any
         for collection in self.embedding_collections.values():
             for config in collection.embedding_configs():
                 weight = collection.embeddings[config.name].weight
@@ -157,7 +158,8 @@ class BudgetedEmbeddingCollection(EmbeddingCollectionInterface):
     def weight(self, block: Block) -> nn.Parameter:
         """The real table of a block, (rows, real_width)."""
         name = f"columns_{block.first_column}_{block.first_column + block.width}"
-        weight: nn.Parameter = self.embedding_collections[name].embeddings[block.name].weight
+        collection: Any = self.embedding_collections[name]
+        weight: nn.Parameter = collection.embeddings[block.name].weight
         return weight
 
     def load_full_tables(self, tables: Mapping[str, Tensor]) -> BudgetedEmbeddingCollection:

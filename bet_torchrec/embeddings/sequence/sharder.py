@@ -83,6 +83,7 @@ class ShardedBudgetedEmbeddingCollection(
         self.router = module.router
         self.env, self.device = env, device
         self.embedding_collections = nn.ModuleDict()
+        collection: Any
         for name, collection in module.embedding_collections.items():
             own = {table.name: params[table.name] for table in collection.embedding_configs()}
             self.embedding_collections[name] = sharder.shard(
@@ -190,6 +191,7 @@ class ShardedBudgetedEmbeddingCollection(
 
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
         """TorchRec's hook: parameters that DistributedDataParallel must leave alone."""
+        strip: Any
         for name, strip in self.embedding_collections.items():
             path = append_prefix(append_prefix(prefix, "embedding_collections"), name)
             yield from strip.sharded_parameter_names(path)

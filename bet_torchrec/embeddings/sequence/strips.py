@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from ...errors import InvalidInputError
 from ..layout import Block
 from ..routing import Router, Slot, block_key
+from .bags import bags_of, named
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,7 @@ class StripRouter:
         Raises:
             IdRangeError: an id is out of range. InvalidInputError: a feature is missing.
         """
-        given = _bags(features)
-        missing = [slot.feature for slot in self.slots if slot.feature not in given]
-        if missing:
-            wanted = dict.fromkeys(slot.feature for slot in self.slots)
-            raise InvalidInputError(
-                f"expected features {', '.join(wanted)}, got {', '.join(given)}: "
-                f"{', '.join(dict.fromkeys(missing))} missing"
-            )
-        bags = tuple(given[slot.feature] for slot in self.slots)
+        bags = bags_of(features, self.slots)
         counts = [bag.values().numel() for bag in bags]
         ids = torch.cat([bag.values() for bag in bags])
         # Weights are copied along, not computed with: their bits may be places.
@@ -174,28 +166,7 @@ class StripRouter:
             values = torch.zeros(routed.rows, self.width, device=device)
             values.requires_grad_(torch.is_grad_enabled())
         own = values.split([bag.values().numel() for bag in routed.bags])
-        return {
-            slot.key: JaggedTensor(
-                values=part,
-                lengths=bag.lengths(),
-                weights=bag.values() if self.need_indices else None,
-            )
-            for slot, part, bag in zip(self.slots, own, routed.bags, strict=True)
-        }
-
-
-def _bags(features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
-    """Ids and lengths by feature; unlike ``to_dict``, of a batch without examples too."""
-    keys = features.keys()
-    ids = features.values().split(features.length_per_key())
-    if features.variable_stride_per_key():
-        lengths = features.lengths().split(features.stride_per_key())
-    else:
-        lengths = features.lengths().view(len(keys), features.stride()).unbind()
-    return {
-        key: JaggedTensor(values=own, lengths=long)
-        for key, own, long in zip(keys, ids, lengths, strict=True)
-    }
+        return named(self.slots, routed.bags, own, need_indices=self.need_indices)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
