@@ -1,0 +1,93 @@
+"""Rows: tracing, scripting, exporting and compiling."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from conformance_kinds import Kind, Model, assert_alike, assert_same_output, batch
+from conformance_table import TABLE
+from torchrec.fx import Tracer, symbolic_trace
+
+GROUP = "Traced, scripted, exported, compiled"
+
+
+@TABLE.row(GROUP, "`torchrec.fx.symbolic_trace`, the collection a leaf")
+def traced_leaf(kind: Kind) -> None:
+    made = kind.both()
+    leaves = [type(one).__name__ for one in made]
+    traced = [symbolic_trace(Model(one), leaf_modules=leaves) for one in made]
+    assert_same_output(kind, *traced)
+
+
+@TABLE.row(GROUP, "`torchrec.fx.symbolic_trace`")
+def traced(kind: Kind) -> None:
+    ours, theirs = kind.both()
+    assert_same_output(kind, symbolic_trace(Model(ours)), symbolic_trace(Model(theirs)))
+
+
+@TABLE.row(GROUP, "`torch.jit.script` of the traced model")
+def scripted(kind: Kind) -> None:
+    ours, theirs = (
+        torch.jit.script(torch.fx.GraphModule(m, Tracer().trace(m)))
+        for m in (Model(one) for one in kind.both())
+    )
+    assert_alike(_rows(ours), _rows(theirs))
+
+
+def _rows(scripted: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = scripted(batch())
+    if hasattr(found, "to_dict"):
+        return dict(found.to_dict())
+    return {key: one.values() for key, one in found.items()}
+
+
+class Flat(torch.nn.Module):
+    """Tensors in, tensors out, as torch.export takes them."""
+
+    def __init__(self, kind: Kind, tables: torch.nn.Module) -> None:
+        super().__init__()
+        self.kind, self.tables = kind, tables
+
+    def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
+        from torchrec import KeyedJaggedTensor
+
+        features = KeyedJaggedTensor(keys=["f1", "f2", "f3"], values=ids, lengths=lengths)
+        return list(self.kind.rows_of(self.tables(features)).values())
+
+
+@TABLE.row(GROUP, "`torch.export.export` (non-strict), saved and loaded")
+def exported(kind: Kind) -> None:
+    one = batch()
+    found = []
+    for made in kind.both():
+        program = torch.export.export(Flat(kind, made), (one.values(), one.lengths()), strict=False)
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        file.seek(0)
+        found.append(torch.export.load(file).module()(one.values(), one.lengths()))
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(own, other)
+
+
+@TABLE.row(GROUP, "`torch.compile(fullgraph=True)`, forward and backward")
+def compiled(kind: Kind) -> None:
+    one = batch()
+    found = []
+    for made in kind.both():
+        torch._dynamo.reset()
+        own = torch.compile(Flat(kind, made), fullgraph=True, backend="eager")
+        rows = own(one.values(), one.lengths())
+        torch.cat([r.flatten() for r in rows]).square().sum().backward()
+        found.append(rows)
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(own, other)
+
+
+@TABLE.row(GROUP, "`torch.compile`, graphs may break")
+def compiled_in_parts(kind: Kind) -> None:
+    made = []
+    for one in kind.both():
+        torch._dynamo.reset()
+        made.append(torch.compile(one, backend="eager"))
+    assert_same_output(kind, *made)

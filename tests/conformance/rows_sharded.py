@@ -1,0 +1,357 @@
+"""Rows: under DistributedModelParallel. What needs several ranks is in tests/embeddings; here is
+one, of real gloo.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from conformance_kinds import (
+    ROWS,
+    Kind,
+    Model,
+    assert_alike,
+    assert_same_output,
+    batch,
+    fill,
+    fused,
+    group,
+    loss_of,
+    plan,
+    sharded,
+    sharder,
+    trained,
+    values,
+)
+from conformance_table import TABLE, missing, open_, refused
+from torch import nn
+from torchrec import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+GROUP = "Sharded"
+PIPELINES = "Pipelines"
+FILES = "Checkpoints of a sharded model"
+
+
+def both(kind: Kind, **options: Any) -> tuple[Any, Any]:
+    """Ours and TorchRec's, sharded, of the same rows."""
+    ours, theirs = kind.ours(device="meta"), kind.plain(tables=kind.tables())
+    return sharded(kind, ours, **options), sharded(kind, theirs, **options)
+
+
+def tables_of(kind: Kind, model: Any) -> dict[str, torch.Tensor]:
+    """What ours keep of a sharded model's rows, by lookups of every id."""
+    found = {}
+    rows = max(ROWS.values())
+    for feature, name in (("f1", "a"), ("f3", "b")):
+        lengths = {f: torch.zeros(rows, dtype=torch.int64) for f in ("f1", "f2", "f3")}
+        lengths[feature][: ROWS[name]] = 1
+        features = KeyedJaggedTensor(
+            keys=list(lengths),
+            values=torch.arange(ROWS[name]),
+            lengths=torch.cat(list(lengths.values())),
+        )
+        with torch.no_grad():
+            own = kind.rows_of(model(features))[feature][: ROWS[name]]
+        found[name] = own.clone()
+    return found
+
+
+@TABLE.row(GROUP, "`DistributedModelParallel`: table-wise, row-wise, data-parallel")
+def parallel(kind: Kind) -> None:
+    with group():
+        for how in ("table_wise", "row_wise"):
+            assert_same_output(kind, *both(kind, how=how))
+        dense = [
+            sharded(kind, made, how="data_parallel", sharders=[sharder(kind, own, None)])
+            for made, own in zip(kind.both(), (True, False), strict=True)
+        ]
+        one = batch(3)
+        ours = kind.rows_of(dense[0](one))
+        if kind.pooled:
+            assert_alike(ours, kind.rows_of(dense[1](one)))
+        else:  # TorchRec's own pools there, in silence: see embeddings/sequence/dense.py
+            assert_alike(ours, kind.rows_of(kind.theirs()(one)))
+
+
+FORGOTTEN = "give DistributedModelParallel and the planner sharders="
+
+
+@TABLE.row(GROUP, "our sharder is forgotten", pooled=refused(FORGOTTEN), unpooled=refused(FORGOTTEN))
+def forgotten(kind: Kind) -> None:
+    from torchrec.distributed import DistributedModelParallel
+
+    with group():
+        DistributedModelParallel(Model(kind.ours()), device=torch.device("cpu"))
+
+
+NO_OPTIMIZER = "trains with SGD at 0.01 in silence"
+
+
+@TABLE.row(
+    GROUP,
+    "fused tables without an optimizer",
+    pooled=refused(NO_OPTIMIZER),
+    unpooled=refused(NO_OPTIMIZER),
+)
+def without_optimizer(kind: Kind) -> None:
+    with group():
+        sharded(kind, kind.ours(), sharders=[sharder(kind, True, None)])
+
+
+@TABLE.row(GROUP, "`apply_optimizer_in_backward`, fused")
+def in_backward(kind: Kind) -> None:
+    from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+
+    with group():
+        found = []
+        for made, own in zip(kind.both(), (True, False), strict=True):
+            apply_optimizer_in_backward(torch.optim.SGD, made.parameters(), {"lr": 0.1})
+            model = sharded(kind, made, sharders=[sharder(kind, own, None)])
+            found.append(tables_of(kind, trained(kind, model, None)))
+        masked = {n: rows * (values()[n] != 0) for n, rows in found[1].items()}
+        assert_alike(found[0], masked)
+
+
+@TABLE.row(
+    GROUP,
+    "dynamic resharding (`DistributedModelParallel.reshard`)",
+    unpooled=missing("TorchRec reshards pooled collections only"),
+)
+def resharded(kind: Kind) -> None:
+    from torchrec.distributed.types import EmbeddingModuleShardingPlan
+
+    with group():
+        for model in both(kind):
+            before = tables_of(kind, model)
+            now = dict(model.plan.plan["tables"])
+            name = next(iter(now))
+            model.reshard("tables", EmbeddingModuleShardingPlan({name: now[name]}))
+            assert_alike(tables_of(kind, model), before)
+
+
+@TABLE.row(GROUP, "planner statistics (`EmbeddingStats`)")
+def statistics(kind: Kind) -> None:
+    import torch.distributed as dist
+    from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+    from torchrec.distributed.planner.stats import EmbeddingStats
+
+    with group():
+        for made, own in zip(kind.both(), (True, False), strict=True):
+            stats = EmbeddingStats()
+            planner = EmbeddingShardingPlanner(
+                topology=Topology(world_size=1, compute_device="cpu"), stats=[stats]
+            )
+            planner.collective_plan(
+                Model(made), [sharder(kind, own, fused())], dist.group.WORLD
+            )
+            text = str(getattr(stats, "_stats_table", None) or planner.last_storage_context)
+            assert text
+
+
+@TABLE.row(GROUP, "`copy.deepcopy` of a sharded model")
+def deep_copied(kind: Kind) -> None:
+    with group():
+        for model in both(kind):
+            twin = copy.deepcopy(model)
+            before = tables_of(kind, model)
+            assert_alike(tables_of(kind, twin), before)
+            trained(kind, twin, None)
+            assert_alike(tables_of(kind, model), before)
+
+
+@TABLE.row(GROUP, "batches that contradict themselves",
+    pooled=refused("a batch contradicts itself"), unpooled=refused("a batch contradicts itself"))
+def contradictory(kind: Kind) -> None:
+    one = KeyedJaggedTensor(
+        keys=["f1", "f2", "f3"],
+        values=torch.zeros(4, dtype=torch.int64),
+        lengths=torch.tensor([1, 1, 1, 1, 1, 1]),
+    )
+    with group():
+        ours, theirs = both(kind)
+        with pytest.raises(ValueError, match="sum\\(lengths\\)|lengths"):
+            theirs(one)
+        ours(one)
+
+
+@TABLE.row(GROUP, "half-precision communication (`qcomm_codecs_registry`)")
+def codecs(kind: Kind) -> None:
+    from torchrec.distributed.fbgemm_qcomm_codec import (
+        CommType,
+        QCommsConfig,
+        get_qcomm_codecs_registry,
+    )
+
+    registry = get_qcomm_codecs_registry(
+        QCommsConfig(forward_precision=CommType.FP16, backward_precision=CommType.FP16)
+    )
+    with group():
+        for made, own in zip(kind.both(), (True, False), strict=True):
+            kind_of = type(sharder(kind, own, fused()))
+            model = sharded(
+                kind, made, sharders=[kind_of(fused(), qcomm_codecs_registry=registry)]
+            )
+            expected = kind.rows_of(made(batch()))
+            for name, rows in kind.rows_of(model(batch())).items():
+                torch.testing.assert_close(rows, expected[name], atol=0.01, rtol=0.01)
+
+
+@TABLE.row(FILES, "`torch.distributed.checkpoint.save` and `load`")
+def dcp(kind: Kind) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    with group(), tempfile.TemporaryDirectory() as folder:
+        for name, model in zip(("ours", "theirs"), both(kind), strict=True):
+            expected = tables_of(kind, trained(kind, model, None))
+            dcp.save(model.state_dict(), checkpoint_id=f"{folder}/{name}")
+            fill(kind, model)
+            state = model.state_dict()
+            dcp.load(state, checkpoint_id=f"{folder}/{name}")
+            model.load_state_dict(state)
+            assert_alike(tables_of(kind, model), expected)
+
+
+@TABLE.row(FILES, "`torch.distributed.checkpoint.async_save`")
+def async_dcp(kind: Kind) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    with group(), tempfile.TemporaryDirectory() as folder:
+        for name, model in zip(("ours", "theirs"), both(kind), strict=True):
+            expected = tables_of(kind, trained(kind, model, None))
+            saving = dcp.async_save(model.state_dict(), checkpoint_id=f"{folder}/{name}")
+            saving.result()
+            fill(kind, model)
+            state = model.state_dict()
+            dcp.load(state, checkpoint_id=f"{folder}/{name}")
+            model.load_state_dict(state)
+            assert_alike(tables_of(kind, model), expected)
+
+
+@TABLE.row(FILES, "`torch.distributed.checkpoint` on an fsspec path")
+def fsspec(kind: Kind) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+
+    with group(), tempfile.TemporaryDirectory() as folder:
+        for name, model in zip(("ours", "theirs"), both(kind), strict=True):
+            expected = tables_of(kind, trained(kind, model, None))
+            path = f"file://{folder}/{name}"
+            dcp.save(model.state_dict(), storage_writer=FsspecWriter(path))
+            fill(kind, model)
+            state = model.state_dict()
+            dcp.load(state, storage_reader=FsspecReader(path))
+            model.load_state_dict(state)
+            assert_alike(tables_of(kind, model), expected)
+
+
+@TABLE.row(FILES, "our `save_checkpoint` with optimizer state")
+def own_checkpoint(kind: Kind) -> None:
+    from bet_torchrec.embeddings import load_checkpoint, save_checkpoint
+
+    with group(), tempfile.TemporaryDirectory() as folder:
+        first, second = (sharded(kind, kind.ours(device="meta")) for _ in range(2))
+        trained(kind, first, None)
+        save_checkpoint(first, folder)
+        load_checkpoint(second, folder)
+        assert_alike(tables_of(kind, second), tables_of(kind, first))
+
+
+@TABLE.row(FILES, "our `save_checkpoint` to a remote path (`memory://`)")
+def own_remote(kind: Kind) -> None:
+    from pathlib import Path
+
+    from bet_torchrec.embeddings import load_checkpoint, save_checkpoint
+
+    with group(), tempfile.TemporaryDirectory() as folder:
+        import os
+
+        model = sharded(kind, kind.ours(device="meta"))
+        here = os.getcwd()
+        os.chdir(folder)
+        try:
+            save_checkpoint(model, "memory://somewhere/run")
+            assert not list(Path(folder).iterdir()), "it wrote to a local folder of that name"
+            load_checkpoint(model, "memory://somewhere/run")
+        finally:
+            os.chdir(here)
+
+
+@dataclass
+class Batch(Pipelineable):
+    """As pipelines take them."""
+
+    features: KeyedJaggedTensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        return self
+
+    def record_stream(self, stream: torch.Stream) -> None: ...
+
+    def pin_memory(self) -> Batch:
+        return self
+
+
+class Losses(nn.Module):
+    """A model as pipelines run it."""
+
+    def __init__(self, kind: Kind, tables: Any) -> None:
+        super().__init__()
+        self.kind, self.tables = kind, tables
+
+    def forward(self, one: Batch) -> Any:
+        found = self.tables(one.features)
+        rows = [found[key] if self.kind.pooled else found[key].values() for key in ("f1", "f2", "f3")]
+        loss = (torch.cat(rows) - 0.3).square().sum() / 6
+        return loss, loss.detach()
+
+
+def _piped(kind: Kind, name: str, **options: Any) -> None:
+    from torchrec.distributed import DistributedModelParallel, train_pipeline
+
+    with group():
+        found = []
+        for made, own in zip(kind.both(), (True, False), strict=True):
+            model: Any = DistributedModelParallel(
+                Losses(kind, made),
+                device=torch.device("cpu"),
+                sharders=[sharder(kind, own, fused())],
+                init_parameters=False,
+            )
+            fill(kind, model)
+            optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+            pipeline = getattr(train_pipeline, name)(
+                model, optimizer, torch.device("cpu"), **options
+            )
+            batches = iter([Batch(batch(seed)) for seed in range(4)])
+            losses = []
+            while True:
+                try:
+                    losses.append(pipeline.progress(batches))
+                except StopIteration:
+                    break
+            assert len(losses) == 4
+            pipelined = getattr(pipeline, "_pipelined_modules", [])
+            tables = tables_of(kind, model.module.tables)
+            found.append((torch.stack(losses), len(pipelined), tables))
+        torch.testing.assert_close(found[0][0], found[1][0])
+        assert found[0][1] == found[1][1]
+        masked = {n: rows * (values()[n] != 0) for n, rows in found[1][2].items()}
+        assert_alike(found[0][2], masked)
+
+
+for name in (
+    "TrainPipelineBase",
+    "TrainPipelineSparseDist",
+    "TrainPipelineSparseDistLite",
+    "TrainPipelineFusedSparseDist",
+    "TrainPipelineSemiSync",
+    "PrefetchTrainPipelineSparseDist",
+    "EvalPipelineSparseDist",
+):
+    TABLE.row(PIPELINES, f"`{name}`")(lambda kind, name=name: _piped(kind, name))
