@@ -23,7 +23,7 @@ class HasBlocks(Protocol):
 def for_blocks(module: HasBlocks, by_table: Mapping[str, Value]) -> dict[str, Value]:
     """{table: anything} as TorchRec needs it: {real table: the same}; other names stay.
 
-    For instance ``quantize_embeddings(model, ..., per_table_weight_dtype=for_blocks(tables, {...}))``.
+    For instance ``quantize_embeddings(..., per_table_weight_dtype=for_blocks(tables, {...}))``.
     """
     found = {}
     for name, value in by_table.items():
@@ -33,7 +33,7 @@ def for_blocks(module: HasBlocks, by_table: Mapping[str, Value]) -> dict[str, Va
 
 
 def refuse_from_float(module: nn.Module, prefix: str, keep_vars: bool) -> None:
-    """A hook on a collection's state: TorchRec's ``from_float`` reads it, alone and with a qconfig."""
+    """A hook on a collection's state, which TorchRec's ``from_float`` reads, on its own."""
     if not prefix and getattr(module, "qconfig", None) is not None:
         raise InvalidInputError(
             f"a {type(module).__name__} is quantised by bet_torchrec.embeddings."
@@ -64,6 +64,6 @@ def refuse_by_table(
         if table in dtypes and missed:
             raise InvalidInputError(
                 f"per_table_weight_dtype of table {table!r} would not reach its real tables "
-                f"{', '.join(missed)}: give per_table_weight_dtype=for_blocks(collection, {{...}}), "
-                "or plan its precisions and call bet_torchrec.embeddings.quantize"
+                f"{', '.join(missed)}: give per_table_weight_dtype=for_blocks(tables, {{...}}), or "
+                "plan its precisions and call bet_torchrec.embeddings.quantize"
             )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import (
@@ -35,9 +36,10 @@ from .parts import (
 )
 from .routing import Router, block_key
 from .table_configs import check_block_names, checked_tables, slots_of
+from .tracing import NotScriptable, as_leaf
 
 
-class BudgetedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
+class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterface):
     """Pooled lookups in tables whose rows have the sizes of a plan.
 
     Takes a KeyedJaggedTensor and returns a KeyedTensor with the original features' names, each its
@@ -134,6 +136,8 @@ class BudgetedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
 
     def forward(self, features: KeyedJaggedTensor | TensorDict) -> KeyedTensor:
         """Look up and pool; see the class."""
+        if isinstance(features, Proxy):
+            return as_leaf(self, features)
         features = maybe_td_to_kjt(features, None)
         if features.values().is_meta:  # shapes alone, as for an export or an estimate
             return self.merger.output(self._zeros(features))

@@ -135,9 +135,9 @@ class OptimizerStates:
 
     def forget_caches(self) -> None:
         """Before weights are written: rows that FBGEMM caches on the device would come back."""
-        for held in self._held:
-            if held.fused is not None:
-                held.fused.reset_cache_states()
+        fused = {id(held.fused): held.fused for held in self._held if held.fused is not None}
+        for tables in fused.values():
+            tables.reset_cache_states()
 
 
 def _held(optimizer: Optimizer) -> Iterator[Held]:

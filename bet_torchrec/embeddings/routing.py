@@ -40,7 +40,7 @@ class Slot:
 
 
 def block_key(slot: Slot, block: Block) -> str:
-    """The name of a slot's lookups in one block: no two have the same, whatever users' names are."""
+    """The name of a slot's lookups in one block; no two share one, whatever users call things."""
     return f"{slot.number}:{slot.feature}/{block.name}"
 
 

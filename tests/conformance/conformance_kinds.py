@@ -18,7 +18,6 @@ from torchrec import (
     EmbeddingCollection,
     EmbeddingConfig,
     KeyedJaggedTensor,
-    KeyedTensor,
 )
 
 from bet_torchrec import Budget, RowCounts, SizePlan
@@ -114,7 +113,7 @@ class Kind:
 
     def rows_of(self, output: Any) -> dict[str, Tensor]:
         """{name in the output: values}."""
-        if isinstance(output, KeyedTensor):
+        if self.pooled:
             return dict(output.to_dict())
         return {key: one.values() for key, one in output.items()}
 
@@ -249,9 +248,22 @@ def fill(kind: Kind, model: Any) -> None:
     if hasattr(tables, "load_full_tables"):
         tables.load_full_tables(values())
         return
-    state = model.state_dict()
-    for name, rows in values().items():
-        where = "embedding_bags" if kind.pooled else "embeddings"
-        weight = state[f"tables.{where}.{name}.weight"]
-        for shard in getattr(weight, "local_shards", lambda: [weight])():
-            getattr(shard, "tensor", shard).detach().copy_(rows)
+    for name, weight in _held(kind, model).items():
+        weight.copy_(values()[name])
+
+
+def kept_rows(kind: Kind, model: Any) -> dict[str, Tensor]:
+    """What ours keep of a sharded model's rows, whosever it is; of one rank."""
+    tables = model.module.tables
+    if hasattr(tables, "full_tables"):
+        return dict(tables.full_tables())
+    return {name: weight * masks()[name] for name, weight in _held(kind, model).items()}
+
+
+def _held(kind: Kind, model: Any) -> dict[str, Tensor]:
+    where = "embedding_bags" if kind.pooled else "embeddings"
+    weights = {n: model.state_dict()[f"tables.{where}.{n}.weight"] for n in ROWS}
+    return {
+        name: (w.local_shards()[0].tensor if hasattr(w, "local_shards") else w).detach()
+        for name, w in weights.items()
+    }

@@ -9,7 +9,6 @@ import torch
 from conformance_kinds import (
     DIM,
     FEATURES,
-    ROWS,
     Kind,
     assert_same_output,
     batch,
@@ -164,7 +163,7 @@ TABLE.row(SPECIAL, "SSD and DRAM virtual tables' kernels", pooled=NO_SSD, unpool
     SPECIAL,
     "`set_pruning_data` by a table's name",
     pooled=refused("plan with width 0 among the widths"),
-    unpooled=refused("plan with width 0 among the widths"),
+    unpooled=missing("TorchRec prunes pooled collections only"),
 )
 def pruned_rows(kind: Kind) -> None:
     from conformance_kinds import Model

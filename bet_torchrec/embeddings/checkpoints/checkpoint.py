@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from ...team import group_or_default, team
 from ..optimizer_state import Optimizers, OptimizerStates
 from . import storage
-from .index import Checkpoint, Opened, commit, discard, open_checkpoint
+from .index import Checkpoint, Opened, commit, discard, folder_of, open_checkpoint
 from .manifest import Manifest, check, collections, manifest, merged, tensors
 from .storage import Chunks, DamagedCheckpointError
 
@@ -52,7 +52,7 @@ def save_checkpoint(
         OSError, torch.distributed.checkpoint.CheckpointException: writing failed.
     """
     pg = group_or_default(process_group)
-    ranks, folder = team(pg), Path(path)
+    ranks, folder = team(pg), folder_of(path)
     data = ranks.broadcast(f"data-{uuid.uuid4().hex}")
     root = _unwrapped(model)
 
@@ -105,7 +105,7 @@ def load_checkpoint(
     ranks, root = team(pg), _unwrapped(model)
 
     def prepare() -> tuple[Opened, OptimizerStates, Manifest]:
-        opened = open_checkpoint(Path(path))
+        opened = open_checkpoint(folder_of(path))
         states = OptimizerStates(root, optimizer)
         return opened, states, manifest(root, states)
 
@@ -139,7 +139,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError: no checkpoint there. DamagedCheckpointError: not all of one.
     """
-    return open_checkpoint(Path(path)).checkpoint
+    return open_checkpoint(folder_of(path)).checkpoint
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import InvalidInputError
 from ...planning.plan import SizePlan
 from . import storage
 from .manifest import Manifest
@@ -44,6 +45,17 @@ class Opened:
     folder: Path
     metadata: Any
     files: Mapping[str, int]
+
+
+def folder_of(path: str | Path) -> Path:
+    """Raises InvalidInputError for a remote path, which would name a folder here in silence."""
+    if "://" in str(path):
+        raise InvalidInputError(
+            f"a checkpoint should be in a folder that all ranks share, got the remote path {path}: "
+            "mount it, or save model.state_dict() by torch.distributed.checkpoint with an "
+            "FsspecWriter, without optimizers of torch's"
+        )
+    return Path(path)
 
 
 def commit(folder: Path, plans: Iterable[SizePlan], body: dict[str, Any]) -> None:

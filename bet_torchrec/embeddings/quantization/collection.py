@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
@@ -25,12 +26,13 @@ from ..native.batch import batch_of
 from ..native.build import available
 from ..native.calls import IdFault
 from ..native.tables import laid
+from ..tracing import NotScriptable, as_leaf
 from .export import export_tables, packed_table, saved_plan
 from .packing import CUDA_ALIGNMENT, DATA_TYPES, stored_width
 from .saved import check_pooling, put_saved_rows, saved_precisions
 
 
-class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
+class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
     """Pooled lookups in quantised rows of a plan's sizes; for inference only.
 
     Same input and output as ``BudgetedEmbeddingBagCollection``, fp32 values. Made by ``quantize``
@@ -126,6 +128,8 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Look up and pool; see the class."""
+        if isinstance(features, Proxy):
+            return as_leaf(self, features)
         if self._in_one_pass(features):
             return self.merger.output(self._lookup(features))
         features = self.router.select(features)

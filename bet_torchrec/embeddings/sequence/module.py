@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
@@ -33,10 +34,11 @@ from ..parts import (
     refuse_full_tables,
     table_weights,
 )
+from ..tracing import NotScriptable, as_leaf
 from .strips import StripRouter
 
 
-class BudgetedEmbeddingCollection(EmbeddingCollectionInterface):
+class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
     """Unpooled lookups in tables whose rows have the sizes of a plan.
 
     Takes a KeyedJaggedTensor and returns {feature: JaggedTensor}, a row for each id, all of them
@@ -98,6 +100,8 @@ class BudgetedEmbeddingCollection(EmbeddingCollectionInterface):
 
     def forward(self, features: KeyedJaggedTensor | TensorDict) -> dict[str, JaggedTensor]:
         """Look up; see the class."""
+        if isinstance(features, Proxy):
+            return as_leaf(self, features)
         features = maybe_td_to_kjt(features, None)
         check_shapes(features)
         routed = self.router(features)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
@@ -18,11 +19,12 @@ from ..layout import Block, Layout, RowOrder
 from ..quantization.collection import QuantizedBudgetedEmbeddingBagCollection
 from ..quantization.export import export_tables, saved_plan
 from ..quantization.saved import check_pooling, put_saved_rows, saved_precisions
+from ..tracing import NotScriptable, as_leaf
 from .bags import bags_of, named
 from .module import planned_tables
 
 
-class QuantizedBudgetedEmbeddingCollection(EmbeddingCollectionInterface):
+class QuantizedBudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
     """Unpooled lookups in quantised rows of a plan's sizes; for inference only.
 
     Same input and output as ``BudgetedEmbeddingCollection``. Made by ``quantize`` or ``load``;
@@ -89,6 +91,8 @@ class QuantizedBudgetedEmbeddingCollection(EmbeddingCollectionInterface):
 
     def forward(self, features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         """Look up; see the class."""
+        if isinstance(features, Proxy):
+            return as_leaf(self, features)
         bags = bags_of(features, self.slots)
         rows: list[Tensor] = [bag.values() for bag in bags]
         for name, own in self._by_table.items():

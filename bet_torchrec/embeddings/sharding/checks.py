@@ -39,13 +39,11 @@ def check_sharding(
     device: torch.device,
 ) -> None:
     """Raise ShardingError where TorchRec would go wrong in silence; see the sharder."""
-    check_memory(module, params, fused_params, world_size)
     for own in module.blocks.values():
         for block in own:
             how = params[block.name]
-            _check_rows(block, how, world_size)
+            check_shards(block, how, world_size)
             if how.compute_kernel not in _UNFUSED:
-                _check_width(block, how)
                 _check_optimizer(block, module.weight(block), fused_params, device)
             elif hasattr(module.weight(block), "_optimizer_classes"):
                 raise ShardingError(
@@ -54,6 +52,14 @@ def check_sharding(
                     "give the sharder fused_params={'optimizer': ...} instead, or "
                     "sharding_types=['table_wise']"
                 )
+    check_memory(module, params, fused_params, world_size)
+
+
+def check_shards(block: Block, how: ParameterSharding, world_size: int) -> None:
+    """Raise ShardingError for shards of rows or columns that FBGEMM does wrongly, or not at all."""
+    _check_rows(block, how, world_size)
+    if how.compute_kernel not in _UNFUSED:
+        _check_width(block, how)
 
 
 def may_row_shard(block: Block, world_size: int) -> bool:

@@ -50,7 +50,7 @@ from ..parts import (
     refuse_full_tables,
     table_weights,
 )
-from .checks import check_sharding
+from .checks import check_sharding, check_shards
 from .storage import told_weight
 
 
@@ -269,13 +269,15 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
         Moves blocks, with their optimizers' state, to the ranks that the plan says, by block name.
         """
         device = torch.device("cuda") if device is None else device
-        known = {block.name for own in sharded_module.blocks.values() for block in own}
-        unknown = sorted(set(changed_shard_to_params) - known)
+        known = {block.name: block for own in sharded_module.blocks.values() for block in own}
+        unknown = sorted(set(changed_shard_to_params) - set(known))
         if unknown:
             raise ShardingError(
                 f"expected a new sharding of blocks {', '.join(sorted(known))}, got "
                 f"{', '.join(unknown)}: a table of several widths is several blocks"
             )
+        for name, how in changed_shard_to_params.items():
+            check_shards(known[name], how, env.world_size)
         self._inner.reshard(
             sharded_module.embedding_bag_collection, changed_shard_to_params, env, device
         )

@@ -4,6 +4,7 @@ plan's budget.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -82,6 +83,7 @@ class IdMapReservation(StorageReservation):
 
     def __init__(self, rest: StorageReservation | None = None) -> None:
         self._rest = HeuristicalStorageReservation(percentage=0.15) if rest is None else rest
+        self._last: Topology | None = None
 
     def reserve(
         self,
@@ -97,7 +99,13 @@ class IdMapReservation(StorageReservation):
         on_device = maps if topology.compute_device != "cpu" else 0
         for device in reserved.devices:
             device.storage -= Storage(hbm=on_device, ddr=maps)  # the host always has one
+        self._last = copy.deepcopy(reserved)
         return reserved
+
+    @property
+    def last_reserved_topology(self) -> Topology | None:
+        """TorchRec's hook: a copy of what ``reserve`` returned last."""
+        return copy.deepcopy(self._last)
 
 
 def check_memory(
