@@ -5,11 +5,18 @@ from __future__ import annotations
 import io
 
 import torch
-from conformance_kinds import Kind, Model, assert_alike, assert_same_output, batch
-from conformance_table import TABLE
+from conformance_kinds import FEATURES, Kind, Model, assert_same_output, batch
+from conformance_table import TABLE, open_, refused
+from scriptable_model import Scriptable
+from torchrec import KeyedJaggedTensor
 from torchrec.fx import symbolic_trace
 
 GROUP = "Traced, scripted, exported, compiled"
+NO_SCRIPT = refused("cannot be scripted, because its routing is Python: serve it in Python")
+LOOKS = open_(
+    "routing looks at values (it counts on the host what goes to each block), which no graph can "
+    "follow; an operator that routes would end this"
+)
 
 
 @TABLE.row(GROUP, "`torchrec.fx.symbolic_trace`, the collection a leaf")
@@ -26,17 +33,12 @@ def traced(kind: Kind) -> None:
     assert_same_output(kind, ours, theirs)
 
 
-@TABLE.row(GROUP, "`torch.jit.script` of the traced model")
+@TABLE.row(GROUP, "`torch.jit.script` of the traced model", pooled=NO_SCRIPT, unpooled=NO_SCRIPT)
 def scripted(kind: Kind) -> None:
-    theirs, ours = (torch.jit.script(symbolic_trace(Model(one))) for one in reversed(kind.both()))
-    assert_alike(_rows(ours), _rows(theirs))
-
-
-def _rows(scripted: torch.nn.Module) -> dict[str, torch.Tensor]:
-    found = scripted(batch())
-    if hasattr(found, "to_dict"):
-        return dict(found.to_dict())
-    return {key: one.values() for key, one in found.items()}
+    theirs, ours = (
+        torch.jit.script(symbolic_trace(Scriptable(one))) for one in reversed(kind.both())
+    )
+    assert_same_output(kind, ours, theirs)
 
 
 class Flat(torch.nn.Module):
@@ -47,17 +49,15 @@ class Flat(torch.nn.Module):
         self.kind, self.tables = kind, tables
 
     def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> list[torch.Tensor]:
-        from torchrec import KeyedJaggedTensor
-
-        features = KeyedJaggedTensor(keys=["f1", "f2", "f3"], values=ids, lengths=lengths)
+        features = KeyedJaggedTensor(keys=list(FEATURES), values=ids, lengths=lengths)
         return list(self.kind.rows_of(self.tables(features)).values())
 
 
-@TABLE.row(GROUP, "`torch.export.export` (non-strict), saved and loaded")
+@TABLE.row(GROUP, "`torch.export` (non-strict), saved and loaded", pooled=LOOKS, unpooled=LOOKS)
 def exported(kind: Kind) -> None:
     one = batch()
     found = []
-    for made in reversed(kind.both()):
+    for made in kind.both():
         program = torch.export.export(Flat(kind, made), (one.values(), one.lengths()), strict=False)
         file = io.BytesIO()
         torch.export.save(program, file)
@@ -67,11 +67,13 @@ def exported(kind: Kind) -> None:
         torch.testing.assert_close(own, other)
 
 
-@TABLE.row(GROUP, "`torch.compile(fullgraph=True)`, forward and backward")
+@TABLE.row(
+    GROUP, "`torch.compile(fullgraph=True)`, forward and backward", pooled=LOOKS, unpooled=LOOKS
+)
 def compiled(kind: Kind) -> None:
     one = batch()
     found = []
-    for made in reversed(kind.both()):
+    for made in kind.both():
         torch._dynamo.reset()
         own = torch.compile(Flat(kind, made), fullgraph=True, backend="eager")
         rows = own(one.values(), one.lengths())
