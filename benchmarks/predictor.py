@@ -45,7 +45,7 @@ TRAINERS: dict[str, Trainer] = {
 
 def read(path: Path) -> list[Probe]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [Probe(**{k: v for k, v in x.items() if k != "kind"}) for x in lines
+    return [Probe(**{k: v for k, v in x.items() if k not in ("kind", "crc32")}) for x in lines
             if x["kind"] == "probe"]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         migrate,
         quantize,
     )
+    from .outcome import Outcome
     from .planning import (
         BET,
         Budget,
@@ -34,9 +35,16 @@ if TYPE_CHECKING:
         SizePlan,
         TableSpec,
     )
+    from .tasks import ClickTask, RankingTask, Task
+    from .tasks.torchrec import TorchRecTask
+    from .training import TrainingWorkbench, TrainSettings
 
 _HOME = {
     **dict.fromkeys(("Interactions", "Split", "generate", "load"), "data"),
+    "Outcome": "outcome",
+    **dict.fromkeys(("ClickTask", "RankingTask", "Task"), "tasks"),
+    "TorchRecTask": "tasks.torchrec",
+    **dict.fromkeys(("TrainSettings", "TrainingWorkbench"), "training"),
     **dict.fromkeys(
         (
             "BudgetedEmbeddingBagCollection",
@@ -73,15 +81,22 @@ __all__ = [
     "BudgetedEmbeddingBagCollectionSharder",
     "BudgetedEmbeddingCollection",
     "BudgetedEmbeddingCollectionSharder",
+    "ClickTask",
     "EqualSizes",
     "InfeasibleBudgetError",
     "Interactions",
     "MemoryModel",
     "MixedRandom",
+    "Outcome",
+    "RankingTask",
     "RowCounts",
     "SizePlan",
     "Split",
     "TableSpec",
+    "Task",
+    "TorchRecTask",
+    "TrainSettings",
+    "TrainingWorkbench",
     "VersionMismatchError",
     "__version__",
     "generate",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInputError
+from ..files.lines import read_lines
 from .options import add_quiet
 from .run_folder import HISTORY, METRICS, PLAN, read_json
 
@@ -114,15 +114,7 @@ def read_probes(path: Path) -> list[dict[str, Any]]:
     """The probes of a search's history; none where there is no such file."""
     if not path.is_file():
         return []
-    probes = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the last line of a search that was killed
-            continue
-        if isinstance(entry, dict) and entry.get("kind") == "probe":
-            probes.append(entry)
-    return probes
+    return [line for line in read_lines(path).values if line.get("kind") == "probe"]
 
 
 def print_facts(path: Path, otherwise: Mapping[str, Any]) -> None:

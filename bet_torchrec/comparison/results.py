@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..strict import parse
 from .cells import Cell
 
 
@@ -30,7 +31,7 @@ def read_results(path: Path) -> dict[Cell, dict[str, Any]]:
     found: dict[Cell, dict[str, Any]] = {}
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = parse(line, dict[str, Any], "it")
             found[Cell(**record["cell"])] = record
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines):  # of a process that was killed

@@ -13,7 +13,7 @@ from .by_table import for_blocks  # noqa: E402
 from .checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint  # noqa: E402
 from .checkpoints.index import Checkpoint  # noqa: E402
 from .checkpoints.manifest import CheckpointMismatchError  # noqa: E402
-from .checkpoints.storage import DamagedCheckpointError  # noqa: E402
+from .checkpoints.stored import DamagedCheckpointError  # noqa: E402
 from .fused import FusedBudgetedEmbeddingBagCollection  # noqa: E402
 from .layout import Block, blocks  # noqa: E402
 from .migration.between import migrate  # noqa: E402

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInputError, PlanError, PlanFileError
+from ..files import replace_file
 from . import plan_io
 from .budget import Budget, MemoryModel
 from .coarsen import coarsen_tables
@@ -230,24 +231,23 @@ class SizePlan:
         try:
             tables = tuple(
                 TablePlan(
-                    name=entry["name"],
-                    rows=entry["rows"],
-                    embedding_dim=entry["embedding_dim"],
-                    buckets=tuple(Bucket(*bucket) for bucket in entry["buckets"]),
-                    order=None if entry["ranked"] else arrays[f"order.{i}"],
-                    counts_fingerprint=entry["counts_fingerprint"],
+                    name=table.name,
+                    rows=table.rows,
+                    embedding_dim=table.embedding_dim,
+                    buckets=tuple(Bucket(*bucket) for bucket in table.buckets),
+                    order=arrays.get(f"order.{i}"),
+                    counts_fingerprint=table.counts_fingerprint,
                 )
-                for i, entry in enumerate(header["tables"])
+                for i, table in enumerate(header.tables)
             )
-            budget = Budget(**{**header["budget"], "dtypes": tuple(header["budget"]["dtypes"])})
-            return cls(tables, budget, header["sizer"], header["seed"], header["metadata"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return cls(tables, header.budget, header.sizer, header.seed, header.metadata)
+        except (ValueError, OverflowError) as error:
             raise PlanFileError(f"{source} holds a plan that makes no sense: {error}") from error
 
     def save(self, path: str | Path) -> Path:
         """Write one file (safetensors, no pickle), whole or not at all; returns its path."""
         path = Path(path)
-        plan_io.write(path, self.to_bytes())
+        replace_file(path, self.to_bytes())
         return path
 
     @classmethod

@@ -219,7 +219,12 @@ def fused() -> dict[str, Any]:
 
 
 def sharded(
-    kind: Kind, collection: Any, *, sharders: list[Any] | None = None, how: str = "table_wise"
+    kind: Kind,
+    collection: Any,
+    *,
+    sharders: list[Any] | None = None,
+    how: str = "table_wise",
+    world: int = 1,
 ) -> Any:
     """Under DistributedModelParallel with a fused SGD; full of ``values`` again."""
     from torchrec.distributed import DistributedModelParallel
@@ -232,7 +237,7 @@ def sharded(
     model = Model(collection)
     names = [b.name for o in collection.blocks.values() for b in o] if own else list(ROWS)
     plan = EmbeddingShardingPlanner(
-        topology=Topology(world_size=1, compute_device="cpu"),
+        topology=Topology(world_size=world, compute_device="cpu"),
         constraints={name: ParameterConstraints(sharding_types=[how]) for name in names},
     ).collective_plan(model, sharders, dist.group.WORLD)
     made: Any = DistributedModelParallel(

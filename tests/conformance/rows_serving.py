@@ -88,6 +88,8 @@ def _rows_once_sharded(kind: Kind, make: Callable[[], Any]) -> dict[str, torch.T
         )
         weights = make().state_dict()
         for name, value in made.state_dict().items():
+            if not name.endswith(".weight"):
+                continue
             shards = value.local_shards() if hasattr(value, "local_shards") else [value]
             for shard in shards:
                 getattr(shard, "tensor", shard).copy_(weights[name])

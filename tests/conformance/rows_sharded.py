@@ -5,12 +5,14 @@ one, of real gloo.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from conformance_kinds import (
+    KINDS,
     Kind,
     Model,
     assert_alike,
@@ -25,8 +27,10 @@ from conformance_kinds import (
     trained,
 )
 from conformance_table import TABLE, missing, refused
+from gloo_ranks import on_ranks
 from torch import nn
 from torchrec import KeyedJaggedTensor
+from torchrec.distributed.types import EmbeddingModuleShardingPlan
 from torchrec.streamable import Pipelineable
 
 GROUP = "Sharded"
@@ -101,21 +105,34 @@ def in_backward(kind: Kind) -> None:
     unpooled=missing("TorchRec reshards pooled collections only"),
 )
 def resharded(kind: Kind) -> None:
-    from torchrec.distributed.types import EmbeddingModuleShardingPlan
+    for before, after, moved in on_ranks(_resharded, 2, kind.name):
+        assert moved
+        assert_alike(after, before)
 
-    with group():
-        for model in both(kind):
-            before = kept_rows(kind, model)
-            now = dict(model.plan.plan["tables"])
-            name = next(iter(now))
-            moved = EmbeddingModuleShardingPlan({name: now[name]})
-            model.reshard({"tables": (0.0, moved)}, "tables")
-            assert_alike(kept_rows(kind, model), before)
+
+def _resharded(pg: dist.ProcessGroup, name: str) -> Any:
+    """Every block goes to the other rank."""
+    kind = next(one for one in KINDS if one.name == name)
+    found = []
+    for own in (True, False):
+        model = sharded(kind, kind.ours() if own else kind.theirs(), world=2)
+        before = kept_rows(kind, model) if own else None
+        plan = EmbeddingModuleShardingPlan()
+        for table, how in dict(model.plan.plan["tables"]).items():
+            other = 1 - how.ranks[0]
+            shards = [
+                replace(shard, placement=f"rank:{other}/cpu") for shard in how.sharding_spec.shards
+            ]
+            spec = replace(how.sharding_spec, shards=shards)
+            plan[table] = replace(how, ranks=[other], sharding_spec=spec)
+        model.reshard({"tables": (0.0, plan)}, "tables")
+        if own:
+            found = [before, kept_rows(kind, model), len(plan) > 0]
+    return found
 
 
 @TABLE.row(GROUP, "planner statistics (`EmbeddingStats`)")
 def statistics(kind: Kind) -> None:
-    import torch.distributed as dist
     from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
     from torchrec.distributed.planner.stats import EmbeddingStats
 
@@ -226,7 +243,7 @@ def own_checkpoint(kind: Kind) -> None:
         assert_alike(kept_rows(kind, second), kept_rows(kind, first))
 
 
-REMOTE = refused("should be in a folder that all ranks share, got the remote path")
+REMOTE = refused("path should be a folder, local or mounted, that all ranks share")
 
 
 @TABLE.row(FILES, "our `save_checkpoint` to a remote path", pooled=REMOTE, unpooled=REMOTE)

@@ -30,7 +30,9 @@ OPTIMIZERS = ("sgd", "rowwise_adagrad", "adagrad")
 LR = 0.05
 
 
-def fused(optimizer: str = "adagrad", *, empty: bool = False) -> FusedBudgetedEmbeddingBagCollection:
+def fused(
+    optimizer: str = "adagrad", *, empty: bool = False
+) -> FusedBudgetedEmbeddingBagCollection:
     module = make_module(make_plan())
     if not empty:
         module.load_full_tables(full_tables())
@@ -47,7 +49,9 @@ def train(model: nn.Module, steps: range) -> nn.Module:
 def assert_same(one: FusedBudgetedEmbeddingBagCollection, other) -> None:
     found, wanted = one.module.full_tables(), other.module.full_tables()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    for (_, a), (_, b) in zip(one.states.named_buffers(), other.states.named_buffers(), strict=True):
+    for (_, a), (_, b) in zip(
+        one.states.named_buffers(), other.states.named_buffers(), strict=True
+    ):
         assert torch.equal(a, b)
 
 

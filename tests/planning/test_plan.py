@@ -182,4 +182,5 @@ def test_summary_shows_rows_widths_and_bytes():
     assert "404 of 4,096 bytes used (9.86%)" in text
     assert "int8/int4" in text
     assert "404" not in two_tables(budget=Budget.parameters(300)).summary()
-    assert "fingerprint" not in repr(two_tables())
+    plan = two_tables()
+    assert f"<SizePlan {plan.fingerprint()} by {plan.sizer}, " in repr(plan)

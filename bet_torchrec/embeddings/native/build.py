@@ -24,7 +24,7 @@ from ...errors import BetError
 from .cache import LibraryCache, UnsafeFolderError, load
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("rows.h", "lookup.cpp", "update.cpp")
+_SOURCES = ("rows.h", "lookup.cpp", "update.cpp", "route.cpp")
 # Not -ffast-math: linked into a library, it changes how the whole process rounds denormals.
 FLAGS = (
     "-O3",

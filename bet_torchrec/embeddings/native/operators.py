@@ -152,3 +152,63 @@ def update_(
         ctypes.c_float(eps),
         threads(),
     )
+
+
+def _routed(
+    features: list[int], firsts: list[int], pairs: int, places: bool, *batch: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _, bags, ids = batch[:3]
+    count = torch.library.get_ctx().new_dynamic_size()
+    return (
+        ids.new_empty(count),
+        ids.new_empty(pairs * bags, dtype=torch.int32),
+        ids.new_empty(pairs, dtype=torch.int64),
+        ids.new_empty(count if places else 0, dtype=torch.int64),
+    )
+
+
+@_operator(
+    "route(int[] features, int[] firsts, int pairs, bool places, "
+    f"{_BATCH}, {_TABLES}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _routed,
+)
+def route(
+    features: list[int],
+    firsts: list[int],
+    pairs: int,
+    places: bool,
+    count: int,
+    bags: int,
+    ids: Tensor,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    bag_weights: Tensor | None,
+    *tables: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Ids as rows of blocks: values, of the ids' type; int32 lengths (pairs * B,); int64 totals
+    (pairs,); and if ``places`` is true, which id each value is of.
+
+    A slot has one pair a block of its table, slot s's from firsts[s] on; features: its feature in
+    the batch.
+    """
+    batch = Bags(count, bags, ids, lengths, offsets, bag_weights)
+    described = ctypes.byref(Tables(*tables, None, integers([])))
+    own = integers(features), integers(firsts)
+    routed = torch.empty(pairs * bags, dtype=torch.int32)
+    totals = torch.empty(pairs, dtype=torch.int64)
+    run("bet_route_count", batch, described, *own, pointer(routed), pointer(totals), threads())
+    ends = totals.cumsum(0)
+    values = torch.empty(int(ends[-1]) if pairs else 0, dtype=ids.dtype)
+    chosen = torch.empty(len(values) if places else 0, dtype=torch.int64)
+    run(
+        "bet_route_write",
+        batch,
+        described,
+        *own,
+        pointer(ends),
+        integer(pairs),
+        pointer(values),
+        pointer(chosen) if places else None,
+        threads(),
+    )
+    return values, routed, totals, chosen

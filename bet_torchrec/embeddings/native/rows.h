@@ -36,8 +36,48 @@ struct Bags {
   // Where each bag begins, features * bags + 1 of them; false, with the fault, if the batch
   // contradicts itself.
   bool starts(std::vector<int64_t>& out, Fault* fault) const {
+    out.resize(features * bags + 1);
+    return walk([&](int64_t i, int64_t start) { out[i] = start; }, fault);
+  }
+
+  // As above for features alone, features + 1 of them, which takes next to no memory.
+  bool feature_starts(std::vector<int64_t>& out, Fault* fault) const {
+    out.assign(features + 1, 0);
+    int64_t feature = 0;
+    return walk(
+        [&](int64_t i, int64_t start) {
+          while (feature <= features && i == feature * bags) out[feature++] = start;
+        },
+        fault);
+  }
+
+  // Of a checked batch: where one feature's bags begin, bags + 1 of them.
+  void bag_starts(int64_t feature, int64_t first, int64_t* out) const {
+    const int64_t from = feature * bags;
+    for (int64_t b = 0; b <= bags; ++b) {
+      if (offsets_count >= 0) {
+        out[b] = offset(from + b);
+      } else {
+        out[b] = first;
+        if (b < bags) first += length(from + b);
+      }
+    }
+  }
+
+ private:
+  int64_t length(int64_t i) const {
+    return wide_lengths ? static_cast<const int64_t*>(lengths)[i]
+                        : static_cast<const int32_t*>(lengths)[i];
+  }
+  int64_t offset(int64_t i) const {
+    return wide_offsets ? static_cast<const int64_t*>(offsets)[i]
+                        : static_cast<const int32_t*>(offsets)[i];
+  }
+
+  // Calls `found(i, start of bag i)` for all bags and the end.
+  template <class Found>
+  bool walk(Found found, Fault* fault) const {
     const int64_t n = features * bags;
-    out.resize(n + 1);
     auto fail = [&](Problem problem, int64_t place, int64_t value) {
       *fault = {problem, place, value};
       return false;
@@ -45,32 +85,26 @@ struct Bags {
     if (weights_count >= 0 && weights_count != ids_count) return fail(kWeights, 0, weights_count);
     if (lengths_count >= 0 && lengths_count != n) return fail(kLengths, 0, lengths_count);
     if (offsets_count >= 0 && offsets_count != n + 1) return fail(kOffsets, 0, offsets_count);
-    out[0] = 0;
-    if (offsets_count >= 0) {
-      for (int64_t i = 0; i <= n; ++i) {
-        out[i] = wide_offsets ? static_cast<const int64_t*>(offsets)[i]
-                              : static_cast<const int32_t*>(offsets)[i];
-        const int64_t before = i ? out[i - 1] : 0;
-        if (out[i] < before || out[i] > ids_count) return fail(kOffsets, i, out[i]);
+    if (offsets_count >= 0 && offset(0)) return fail(kOffsets, 0, offset(0));
+    int64_t start = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      found(i, start);
+      int64_t end = start;
+      if (offsets_count >= 0) {
+        end = offset(i + 1);
+        if (end < start || end > ids_count) return fail(kOffsets, i + 1, end);
       }
-      if (out[0]) return fail(kOffsets, 0, out[0]);
-    }
-    if (lengths_count >= 0) {
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t length = wide_lengths ? static_cast<const int64_t*>(lengths)[i]
-                                            : static_cast<const int32_t*>(lengths)[i];
-        if (length < 0) return fail(kLengths, i, length);
-        if (offsets_count >= 0 && out[i + 1] - out[i] != length) return fail(kContradiction, i, length);
-        if (length > ids_count - out[i]) return fail(kTotal, i, out[i] + length);
-        out[i + 1] = out[i] + length;
+      if (lengths_count >= 0) {
+        const int64_t own = length(i);
+        if (own < 0) return fail(kLengths, i, own);
+        if (offsets_count >= 0 && end - start != own) return fail(kContradiction, i, own);
+        if (own > ids_count - start) return fail(kTotal, i, start + own);
+        end = start + own;
       }
+      start = end;
     }
-    if (out[n] != ids_count) return fail(kTotal, n, out[n]);
-    return true;
-  }
-
-  int64_t id(int64_t i) const {
-    return wide_ids ? static_cast<const int64_t*>(ids)[i] : static_cast<const int32_t*>(ids)[i];
+    found(n, start);
+    return start == ids_count || fail(kTotal, n, start);
   }
 };
 

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, PlanError, PlanFileError
+from ...files.tensors import Entry, write_file
 from ...planning.plan import SizePlan
 from ...serving import files
 from ...serving.packed import PackedBlock, PackedTable
-from ...serving.stream import Entry, write_file
 from ..layout import Block, Layout, RowOrder
+from ..layout import blocks as blocks_of
 from ..module import BudgetedEmbeddingBagCollection
 from ..routing import rank_of_id
 from ..sequence.module import BudgetedEmbeddingCollection
@@ -186,13 +187,25 @@ def _without_orders(module: Trained | ServingCollection) -> SizePlan:
 
 
 def saved_plan(file: files.TableFile, source: str) -> SizePlan:
-    """The plan of an exported file, with its orders again."""
-    stored = SizePlan.from_bytes(file.arrays["plan"].tobytes(), source=f"the plan in {source}")
-    orders = {name: _id_map(table.id_map) for name, table in file.tables.items()}
-    parts = (
-        dataclasses.replace(part, order=orders.get(part.name, part.order)) for part in stored.tables
-    )
-    plan = dataclasses.replace(stored, tables=tuple(parts))
+    """The plan of an exported file, with its orders again; TableFileError unless all of it fits."""
+    try:
+        stored = SizePlan.from_bytes(file.arrays["plan"].tobytes(), source=f"the plan in {source}")
+        orders = {name: _id_map(table.id_map) for name, table in file.tables.items()}
+        parts = (
+            dataclasses.replace(part, order=orders.get(part.name, part.order))
+            for part in stored.tables
+        )
+        plan = dataclasses.replace(stored, tables=tuple(parts))
+        for name, table in file.tables.items():
+            told = [(b.name, b.first_rank, b.rows, b.first_column, b.width) for b in table.blocks]
+            own = blocks_of(plan[name], file.header["layout"], file.header["row_order"])
+            if told != [(b.name, b.first_rank, b.rows, b.first_column, b.width) for b in own]:
+                raise files.TableFileError(f"{source}: table {name!r} is not laid out as its plan")
+    except (PlanFileError, PlanError, InvalidInputError, KeyError) as error:
+        raise files.TableFileError(
+            f"{source} should hold tables saved by export_tables or save, but {error}; the file is "
+            "damaged or something else: save it again"
+        ) from error
     if plan.fingerprint() != file.header["plan"]:
         raise files.TableFileError(f"{source}: its plan and its id maps do not fit together")
     return plan

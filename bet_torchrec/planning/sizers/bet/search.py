@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ....errors import DivergedError
+from ....files import holding
 from ...budget import BITS
 from ...fit import minimum_cost
 from ...plan import SizePlan
@@ -62,10 +64,12 @@ class Search:
         )
         self._families = [f.name for f in settings.families]
         self._anchors = Anchors(problem, self.sampler, self._precisions)
-        self.history = self._team.together("the history", self._open)
-        self.history.probes, self.history.retrained = self._team.broadcast(
-            (self.history.probes, self.history.retrained)
-        )
+        with ExitStack() as folder:  # two searches there would each write every probe
+            self.history = self._team.together("the history", lambda: self._open(folder))
+            self.history.probes, self.history.retrained = self._team.broadcast(
+                (self.history.probes, self.history.retrained)
+            )
+            self._folder = folder.pop_all()
 
     def run(self) -> SizePlan:
         """Search to the end.
@@ -73,6 +77,10 @@ class Search:
         Raises:
             DivergedError: no plan that was tried came to a quality.
         """
+        with self._folder:
+            return self._run()
+
+    def _run(self) -> SizePlan:
         done = len(self.history.probes)
         total = max(self.settings.iterations, self._anchors.equal * self.settings.anchored)
         shown = self.problem.progress and self._team.rank == 0
@@ -263,9 +271,10 @@ class Search:
             metadata=metadata or {},
         )
 
-    def _open(self) -> History:
-        """The history; on other ranks than the first in memory alone."""
+    def _open(self, held: ExitStack) -> History:
+        """The history; on other ranks than the first in memory alone. held: gets its folder."""
         folder = self.problem.run_dir if self._team.rank == 0 else None
+        held.enter_context(holding(folder))
         path = None if folder is None else folder / "history.jsonl"
         history = History.open(path, self._header(), resume=self.problem.resume)
         try:

@@ -143,6 +143,7 @@ class BET:
             InfeasibleBudgetError: no plan fits the budget.
             MissingEvaluationError: the problem brings nothing to evaluate a plan with.
             DivergedError: every plan that was tried, or every finalist, diverged.
+            FolderInUseError: another search writes its history there.
         """
         return Search(self, problem).run()
 
