@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from ..errors import InvalidInputError
 from ..planning.table_plan import Bucket, TablePlan
@@ -72,7 +73,8 @@ def blocks(
 ) -> tuple[Block, ...]:
     """One table's blocks, widest rows or first columns first; none for rows of size 0.
 
-    A table that needs one block only has it under its own name, as TorchRec would.
+    A table that needs one block only has it under its own name, as TorchRec would; but not under
+    names that torch's dictionaries of modules refuse.
 
     row_order: "interleaved" scatters neighbouring ranks over the block, so that contiguous shards
         of rows get like shares of the lookups although counts fall with the rank.
@@ -91,7 +93,7 @@ def blocks(
         made = _bucketed(plan.name, kept, row_order)
     else:
         made = _prefix(plan.name, kept, row_order)
-    if len(made) == 1:
+    if len(made) == 1 and not hasattr(nn.ModuleDict(), plan.name):  # a table called "type" has not
         made = [replace(made[0], name=plan.name)]
     return tuple(replace(block, padding=-block.width % width_multiple) for block in made)
 

@@ -66,6 +66,10 @@ def checked_tables(
         if table.name in seen:
             raise InvalidInputError(f"tables should have distinct names, got {table.name!r} twice")
         seen.add(table.name)
+        if "." in table.name:
+            raise InvalidInputError(
+                f"a table's name should have no '.', which separates modules, got {table.name!r}"
+            )
         part = planned.get(table.name)
         if part is None:
             raise PlanError(

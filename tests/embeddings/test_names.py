@@ -87,6 +87,22 @@ def test_a_table_called_as_another_s_block_is_refused():
         BudgetedEmbeddingBagCollection(tables, plan)
 
 
+@pytest.mark.parametrize("name", ["type", "half", "keys", "training", "_modules"])
+def test_a_table_called_as_an_attribute_of_modules(name):
+    """TorchRec's own collection refuses these with a bare KeyError."""
+    tables = [config(name, 4, 4, "f")]
+    model = BudgetedEmbeddingBagCollection(tables, plan_of(tables, {name: [4] * 4}))
+    assert model.embedding_bag_configs() == tables
+    assert [block.name for block in model.blocks[name]] == [f"{name}/w4"]
+    assert model(bags(rows={"f": 4})).keys() == ["f"]
+
+
+def test_a_table_with_a_dot_in_its_name_is_refused():
+    tables = [config("a.b", 4, 4, "f")]
+    with pytest.raises(InvalidInputError, match="no '.', which separates modules, got 'a.b'"):
+        BudgetedEmbeddingBagCollection(tables, plan_of(tables, {"a.b": [4] * 4}))
+
+
 class Both(torch.nn.Module):
     """A plain collection beside ours, with a table of a name like a block's."""
 
