@@ -7,8 +7,10 @@ from typing import Protocol, TypeVar
 
 from torch import nn
 from torchrec.inference.modules import MODULE_ATTR_EMB_CONFIG_NAME_TO_NUM_ROWS_POST_PRUNING_DICT
+from torchrec.modules.embedding_configs import dtype_to_data_type
 
 from ..errors import InvalidInputError
+from ..planning.budget import MemoryModel
 from .layout import Block
 
 Value = TypeVar("Value")
@@ -39,6 +41,35 @@ def refuse_from_float(module: nn.Module, prefix: str, keep_vars: bool) -> None:
             f"a {type(module).__name__} is quantised by bet_torchrec.embeddings."
             "quantize(model): TorchRec's from_float would take its real tables for full ones"
         )
+
+
+def refuse_precisions(
+    blocks: Mapping[str, Sequence[Block]], planned: bool, module: nn.Module, prefix: str, *_: bool
+) -> None:
+    """A hook as ``refuse_by_table``: TorchRec asks for one type, plans for one a row.
+
+    planned: whether the plan says precisions to serve in, not only how rows are trained.
+    """
+    qconfig = getattr(module, "qconfig", None)
+    if prefix or qconfig is None:
+        return
+    named = getattr(qconfig, "per_table_weight_dtype", None) or {}
+    for block in (block for own in blocks.values() for block in own):
+        dtype = named.get(block.name, qconfig.weight().dtype)
+        asked = dtype_to_data_type(dtype).value.lower()
+        if planned and asked != block.precision:
+            raise InvalidInputError(
+                f"table {block.table!r}: the plan serves rows of {block.width} columns in "
+                f"{block.precision}, TorchRec's quantisation was asked for {asked}: call "
+                "bet_torchrec.embeddings.quantize(model) first, which follows the plan and takes "
+                "any width; TorchRec's then leaves those tables as they are"
+            )
+        if block.real_width % MemoryModel.width_multiple(asked):
+            raise InvalidInputError(
+                f"table {block.table!r}: FBGEMM's {asked} rows have multiples of "
+                f"{MemoryModel.width_multiple(asked)} columns, got {block.real_width}: call "
+                "bet_torchrec.embeddings.quantize(model) first, which takes any width"
+            )
 
 
 def refuse_by_table(

@@ -24,7 +24,7 @@ from ..errors import InvalidInputError, PlanError, ShardingError
 from ..planning.budget import FUSED_MULTIPLE
 from ..planning.plan import SizePlan
 from .batches import check_shapes
-from .by_table import refuse_by_table, refuse_from_float
+from .by_table import refuse_by_table, refuse_from_float, refuse_precisions
 from .layout import Block, Layout, RowOrder, blocks
 from .merge import Merger
 from .parts import (
@@ -114,6 +114,10 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
         )
         real = {name: [block.name for block in own] for name, own in self.blocks.items()}
         self.embedding_bag_collection.register_state_dict_pre_hook(partial(refuse_by_table, real))
+        planned = plan.budget.purpose == "inference"
+        self.embedding_bag_collection.register_state_dict_pre_hook(
+            partial(refuse_precisions, self.blocks, planned)
+        )
         self.register_state_dict_pre_hook(refuse_from_float)
         clear_padding(self)
 
