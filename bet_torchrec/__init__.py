@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .embeddings import (
         BudgetedEmbeddingBagCollection,
         BudgetedEmbeddingBagCollectionSharder,
+        BudgetedEmbeddingCollection,
+        BudgetedEmbeddingCollectionSharder,
         migrate,
         quantize,
     )
@@ -47,6 +49,8 @@ _HOME = {
         (
             "BudgetedEmbeddingBagCollection",
             "BudgetedEmbeddingBagCollectionSharder",
+            "BudgetedEmbeddingCollection",
+            "BudgetedEmbeddingCollectionSharder",
             "migrate",
             "quantize",
         ),
@@ -75,6 +79,8 @@ __all__ = [
     "BudgetPlanner",
     "BudgetedEmbeddingBagCollection",
     "BudgetedEmbeddingBagCollectionSharder",
+    "BudgetedEmbeddingCollection",
+    "BudgetedEmbeddingCollectionSharder",
     "ClickTask",
     "EqualSizes",
     "InfeasibleBudgetError",

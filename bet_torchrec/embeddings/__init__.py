@@ -22,6 +22,12 @@ from .quantization.collection import QuantizedBudgetedEmbeddingBagCollection  # 
 from .quantization.export import export_dense, export_tables  # noqa: E402
 from .quantization.quantizing import quantize  # noqa: E402
 from .routing import IdRangeError  # noqa: E402
+from .sequence.module import BudgetedEmbeddingCollection  # noqa: E402
+from .sequence.quantized import QuantizedBudgetedEmbeddingCollection  # noqa: E402
+from .sequence.sharder import (  # noqa: E402
+    BudgetedEmbeddingCollectionSharder,
+    ShardedBudgetedEmbeddingCollection,
+)
 from .sharding.constraints import sharding_constraints, with_dense_kernels  # noqa: E402
 from .sharding.sharder import (  # noqa: E402
     BudgetedEmbeddingBagCollectionSharder,
@@ -33,6 +39,8 @@ __all__ = [
     "Block",
     "BudgetedEmbeddingBagCollection",
     "BudgetedEmbeddingBagCollectionSharder",
+    "BudgetedEmbeddingCollection",
+    "BudgetedEmbeddingCollectionSharder",
     "Checkpoint",
     "CheckpointMismatchError",
     "DamagedCheckpointError",
@@ -40,7 +48,9 @@ __all__ = [
     "IdMapReservation",
     "IdRangeError",
     "QuantizedBudgetedEmbeddingBagCollection",
+    "QuantizedBudgetedEmbeddingCollection",
     "ShardedBudgetedEmbeddingBagCollection",
+    "ShardedBudgetedEmbeddingCollection",
     "ShardingError",
     "blocks",
     "export_dense",

@@ -38,7 +38,7 @@ def refuse_from_float(module: nn.Module, prefix: str, keep_vars: bool) -> None:
     """A hook on a collection's state, which TorchRec's ``from_float`` reads, on its own."""
     if not prefix and getattr(module, "qconfig", None) is not None:
         raise InvalidInputError(
-            "a BudgetedEmbeddingBagCollection is quantised by bet_torchrec.embeddings."
+            f"a {type(module).__name__} is quantised by bet_torchrec.embeddings."
             "quantize(model): TorchRec's from_float would take its real tables for full ones"
         )
 

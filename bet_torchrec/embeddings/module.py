@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import (
@@ -26,12 +27,19 @@ from .batches import check_shapes
 from .by_table import refuse_by_table, refuse_from_float, refuse_precisions
 from .layout import Block, Layout, RowOrder, blocks
 from .merge import Merger
-from .parts import clear_padding, full_tables, load_full_tables, refuse_full_tables
+from .parts import (
+    clear_padding,
+    full_tables,
+    load_full_tables,
+    refuse_full_tables,
+    table_weights,
+)
 from .routing import Router, block_key
 from .table_configs import check_block_names, checked_tables, slots_of
+from .tracing import NotScriptable, as_leaf
 
 
-class BudgetedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
+class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterface):
     """Pooled lookups in tables whose rows have the sizes of a plan.
 
     Takes a KeyedJaggedTensor and returns a KeyedTensor with the original features' names, each its
@@ -132,6 +140,8 @@ class BudgetedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
 
     def forward(self, features: KeyedJaggedTensor | TensorDict) -> KeyedTensor:
         """Look up and pool; see the class."""
+        if isinstance(features, Proxy):
+            return as_leaf(self, features)
         features = maybe_td_to_kjt(features, None)
         if features.values().is_meta:  # shapes alone, as for an export or an estimate
             return self.merger.output(self._zeros(features))
@@ -200,6 +210,15 @@ class BudgetedEmbeddingBagCollection(EmbeddingBagCollectionInterface):
     def weight(self, block: Block) -> nn.Parameter:
         """The real table of a block, (rows, real_width)."""
         return self.embedding_bag_collection.embedding_bags[block.name].weight
+
+    @property
+    def id_map_bytes(self) -> int:
+        """Bytes of the id maps, which every rank has."""
+        return self.router.id_map_bytes
+
+    def block_weights(self) -> dict[str, Tensor]:
+        """{block name: its real table, (rows, real_width)}."""
+        return table_weights(self.embedding_bag_collection, "embedding_bags")
 
     def load_full_tables(self, tables: Mapping[str, Tensor]) -> BudgetedEmbeddingBagCollection:
         """Fill each row with the first entries of its row in full tables; returns itself.

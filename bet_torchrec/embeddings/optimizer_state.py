@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchrec.optim.clipping import GradientClippingOptimizer
 from torchrec.optim.fused import EmptyFusedOptimizer, FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
@@ -143,15 +144,15 @@ def _held(optimizer: Optimizer) -> Iterator[Held]:
     if isinstance(optimizer, CombinedOptimizer):
         for _, inner in optimizer.optimizers:
             yield from _held(inner)
-    elif isinstance(optimizer, KeyedOptimizerWrapper):
-        yield from _held(optimizer._optimizer)
+    elif isinstance(optimizer, KeyedOptimizerWrapper | GradientClippingOptimizer):
+        yield from _held(optimizer._optimizer)  # neither keeps anything of its own
     elif hasattr(optimizer, "_emb_module"):
         yield from _fused(optimizer._emb_module)
     elif isinstance(optimizer, KeyedOptimizer) and not isinstance(optimizer, EmptyFusedOptimizer):
         raise InvalidInputError(
             "optimizer should be one of torch, TorchRec's KeyedOptimizerWrapper or "
             f"CombinedOptimizer, or a fused one, got {type(optimizer).__name__}, which keeps state "
-            "of its own: give the optimizer that it wraps"
+            "of its own: give the optimizer that it wraps, and put what its schedule needs in facts"
         )
     elif not isinstance(optimizer, EmptyFusedOptimizer):
         name = type(optimizer).__name__.lower()

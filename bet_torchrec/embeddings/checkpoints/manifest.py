@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from ...errors import BetError, InvalidInputError
 from ...planning.plan import SizePlan
 from ...planning.table_plan import TablePlan
-from ..module import BudgetedEmbeddingBagCollection
 from ..optimizer_state import OptimizerStates, Role
-from ..parts import Part, parts_of
-from ..sharding.sharder import ShardedBudgetedEmbeddingBagCollection
+from ..parts import Collection, Part, parts_of
 
 
 class CheckpointMismatchError(BetError, ValueError):
@@ -86,12 +84,9 @@ def state_key(name: str, state: str) -> str:
     return f"optimizer.{name}.{state}"
 
 
-def collections(
-    root: nn.Module,
-) -> dict[str, BudgetedEmbeddingBagCollection | ShardedBudgetedEmbeddingBagCollection]:
+def collections(root: nn.Module) -> dict[str, Collection]:
     """The budgeted collections inside a module, by path."""
-    kinds = (BudgetedEmbeddingBagCollection, ShardedBudgetedEmbeddingBagCollection)
-    return {path: part for path, part in root.named_modules() if isinstance(part, kinds)}
+    return {path: part for path, part in root.named_modules() if isinstance(part, Collection)}
 
 
 def tensors(root: nn.Module) -> Iterator[tuple[str, Tensor, list[Part]]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
@@ -25,13 +26,13 @@ from ..native.batch import batch_of
 from ..native.build import available
 from ..native.calls import IdFault
 from ..native.tables import laid
+from ..tracing import NotScriptable, as_leaf
 from .export import export_tables, packed_table, saved_plan
 from .packing import CUDA_ALIGNMENT, DATA_TYPES, stored_width
+from .saved import check_pooling, put_saved_rows, saved_precisions
 
-_PIECE = 1 << 16  # rows
 
-
-class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
+class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
     """Pooled lookups in quantised rows of a plan's sizes; for inference only.
 
     Same input and output as ``BudgetedEmbeddingBagCollection``, fp32 values. Made by ``quantize``
@@ -127,6 +128,8 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Look up and pool; see the class."""
+        if isinstance(features, Proxy):
+            return as_leaf(self, features)
         if self._in_one_pass(features):
             return self.merger.output(self._lookup(features))
         features = self.router.select(features)
@@ -260,6 +263,7 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
             FileNotFoundError: no such file.
         """
         file = open_tables(Path(path))
+        check_pooling(file, path, pooled=True)
         plan = saved_plan(file, str(path))
         tables = file.header["tables"]
         module = cls(
@@ -268,17 +272,11 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
             layout=file.header["layout"],
             row_order=file.header["row_order"],
             is_weighted=file.header["is_weighted"],
-            precisions={b["name"]: b["precision"] for table in tables for b in table["blocks"]},
+            precisions=saved_precisions(file),
             alignment=file.header["alignment"] if alignment is None else alignment,
             device=device,
         )
-        for own in module.blocks.values():
-            for block in own:
-                rows = file.arrays[f"rows/{block.name}"]
-                for start in range(0, block.rows, _PIECE):
-                    # A copy, because the file's memory map is read-only.
-                    piece = torch.from_numpy(rows[start : start + _PIECE].copy())
-                    module.put_rows(block, start, piece)
+        put_saved_rows(file, module)
         return module.eval()
 
     def put_rows(self, block: Block, start: int, rows: Tensor) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig
 
 from ...errors import InvalidInputError, PlanError, PlanFileError
 from ...files.tensors import Entry, write_file
@@ -23,7 +23,11 @@ from ..layout import Block, Layout, RowOrder
 from ..layout import blocks as blocks_of
 from ..module import BudgetedEmbeddingBagCollection
 from ..routing import rank_of_id
+from ..sequence.module import BudgetedEmbeddingCollection
 from .packing import row_bytes
+from .saved import UNPOOLED
+
+Trained: TypeAlias = BudgetedEmbeddingBagCollection | BudgetedEmbeddingCollection
 
 _PIECE = 1 << 16  # rows
 
@@ -31,22 +35,20 @@ _PIECE = 1 << 16  # rows
 class ServingCollection(Protocol):
     """A collection whose rows are packed, such as a quantised one."""
 
-    tables: tuple[EmbeddingBagConfig, ...]
+    tables: tuple[BaseEmbeddingConfig, ...]
     plan: SizePlan
     layout: Layout
     row_order: RowOrder
-    blocks: dict[str, tuple[Block, ...]]
+
+    @property
+    def blocks(self) -> Mapping[str, tuple[Block, ...]]: ...
 
     def packed_rows(self, block: Block) -> Tensor:
         """A block's rows, uint8 (rows, at least ``row_bytes``)."""
         ...
 
-    def is_weighted(self) -> bool: ...
 
-
-def export_tables(
-    module: BudgetedEmbeddingBagCollection | ServingCollection, path: str | Path
-) -> Path:
+def export_tables(module: Trained | ServingCollection, path: str | Path) -> Path:
     """Write the rows as they are: one tensor a block, id maps, and the plan; returns the path.
 
     One safetensors file, no pickle, whole or not at all. Read rows back by
@@ -72,7 +74,7 @@ def export_tables(
         "plan": module.plan.fingerprint(),
         "layout": module.layout,
         "row_order": module.row_order,
-        "is_weighted": module.is_weighted(),
+        "is_weighted": hasattr(module, "is_weighted") and module.is_weighted(),
         "alignment": getattr(module, "alignment", None),
     }
     metadata = {
@@ -85,9 +87,7 @@ def export_tables(
     return path
 
 
-def export_dense(
-    module: BudgetedEmbeddingBagCollection | ServingCollection, path: str | Path
-) -> Path:
+def export_dense(module: Trained | ServingCollection, path: str | Path) -> Path:
     """Write full tables {name: fp32 (rows, embedding_dim)} in id order; returns the path.
 
     A plain safetensors file for anything that takes dense tables: zeros beyond a row's size,
@@ -106,9 +106,7 @@ def export_dense(
     return path
 
 
-def packed_table(
-    module: BudgetedEmbeddingBagCollection | ServingCollection, name: str
-) -> PackedTable:
+def packed_table(module: Trained | ServingCollection, name: str) -> PackedTable:
     """One table of a module, to be read by numpy; shares memory with weights on the CPU."""
     plan = module.plan[name]
     blocks = tuple(
@@ -128,11 +126,9 @@ def packed_table(
     return PackedTable(name, plan.rows, plan.embedding_dim, blocks, _id_map(plan.order))
 
 
-def _rows(
-    module: BudgetedEmbeddingBagCollection | ServingCollection, block: Block
-) -> tuple[str, NDArray[np.uint8]]:
+def _rows(module: Trained | ServingCollection, block: Block) -> tuple[str, NDArray[np.uint8]]:
     """How a block's rows are stored, and they themselves."""
-    if isinstance(module, BudgetedEmbeddingBagCollection):
+    if isinstance(module, Trained):
         weight = module.weight(block).detach()
         if weight.is_meta:
             raise InvalidInputError(
@@ -144,7 +140,7 @@ def _rows(
     if not hasattr(module, "packed_rows"):
         raise InvalidInputError(
             f"expected an unsharded collection, got {type(module).__name__}: gather it first, "
-            "BudgetedEmbeddingBagCollection(tables, plan).load_full_tables(module.full_tables())"
+            "an unsharded one of the same tables and plan, .load_full_tables(module.full_tables())"
         )
     packed = module.packed_rows(block)[:, : row_bytes(block.width, block.precision)]
     return block.precision, packed.cpu().numpy()
@@ -165,7 +161,7 @@ def _pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
         yield array[start : start + _PIECE]
 
 
-def _described(config: EmbeddingBagConfig, table: PackedTable) -> dict[str, Any]:
+def _described(config: BaseEmbeddingConfig, table: PackedTable) -> dict[str, Any]:
     blocks = [
         {f.name: getattr(block, f.name) for f in dataclasses.fields(block) if f.name != "data"}
         for block in table.blocks
@@ -175,13 +171,13 @@ def _described(config: EmbeddingBagConfig, table: PackedTable) -> dict[str, Any]
         "rows": table.rows,
         "embedding_dim": table.embedding_dim,
         "feature_names": list(config.feature_names),
-        "pooling": config.pooling.value,
+        "pooling": config.pooling.value if isinstance(config, EmbeddingBagConfig) else UNPOOLED,
         "id_map": table.id_map is not None,
         "blocks": blocks,
     }
 
 
-def _without_orders(module: BudgetedEmbeddingBagCollection | ServingCollection) -> SizePlan:
+def _without_orders(module: Trained | ServingCollection) -> SizePlan:
     own = {table.name for table in module.tables}
     parts = (
         dataclasses.replace(part, order=None) if part.name in own else part

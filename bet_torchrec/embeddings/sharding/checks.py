@@ -15,7 +15,7 @@ from torchrec.distributed.utils import optimizer_type_to_emb_opt_type
 from ...errors import ShardingError
 from ...planning.budget import FUSED_MULTIPLE
 from ..layout import Block
-from ..module import BudgetedEmbeddingBagCollection
+from ..parts import Trainable
 from .storage import check_memory
 
 _FUSED_ON_CPU = (
@@ -32,7 +32,7 @@ ROW_SHARDED = (
 
 
 def check_sharding(
-    module: BudgetedEmbeddingBagCollection,
+    module: Trainable,
     params: Mapping[str, ParameterSharding],
     fused_params: Mapping[str, Any],
     world_size: int,

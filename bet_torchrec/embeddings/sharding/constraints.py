@@ -13,12 +13,12 @@ from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.distributed.types import ShardingPlan, ShardingType
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from ...errors import InvalidInputError
 from ...planning.counts import RowCounts
 from ..layout import Block
-from ..module import BudgetedEmbeddingBagCollection
+from ..parts import Collection, Trainable
 from .checks import ROW_SHARDED, may_row_shard
 
 _NARROWEST_SHARD = 4  # columns; TorchRec's default of 32 would leave narrow blocks in one shard
@@ -34,7 +34,7 @@ def lookup_share(block: Block, counts: RowCounts) -> float:
 
 
 def sharding_constraints(
-    module: BudgetedEmbeddingBagCollection,
+    module: Trainable,
     counts: Mapping[str, RowCounts | Sequence[int] | NDArray[np.integer]] | None = None,
     *,
     pooling_factors: Mapping[str, float] | None = None,
@@ -87,7 +87,7 @@ def sharding_constraints(
 
 
 def _counts_of(
-    table: EmbeddingBagConfig,
+    table: BaseEmbeddingConfig,
     counts: Mapping[str, RowCounts | Sequence[int] | NDArray[np.integer]],
 ) -> RowCounts:
     if table.name not in counts:
@@ -102,7 +102,7 @@ def _counts_of(
 
 
 def _types(
-    module: BudgetedEmbeddingBagCollection,
+    module: Trainable,
     block: Block,
     wanted: Sequence[str] | None,
     world_size: int,
@@ -123,8 +123,7 @@ def with_dense_kernels(plan: ShardingPlan, model: nn.Module) -> ShardingPlan:
     CPU. (TorchRec's planner itself allows this kernel for data-parallel tables only, although all
     sharding types train on it.)
 
-    model: what the plan was made for; its BudgetedEmbeddingBagCollections are changed, and nothing
-        else.
+    model: what the plan was made for; its budgeted collections are changed, and nothing else.
 
     Raises:
         InvalidInputError: the plan has none of them.
@@ -133,13 +132,14 @@ def with_dense_kernels(plan: ShardingPlan, model: nn.Module) -> ShardingPlan:
     ours = {
         path
         for path, part in model.named_modules()
-        if isinstance(part, BudgetedEmbeddingBagCollection) and path in plan.plan
+        if isinstance(part, Collection) and path in plan.plan
     }
     if not ours:
         raise InvalidInputError(
-            "expected the plan of a model with BudgetedEmbeddingBagCollections, got one of "
+            "expected the plan of a model with budgeted collections, got one of "
             f"{', '.join(map(repr, plan.plan)) or 'nothing'}: give the model that was planned, and "
-            "the planner a BudgetedEmbeddingBagCollectionSharder"
+            "the planner a BudgetedEmbeddingBagCollectionSharder or "
+            "BudgetedEmbeddingCollectionSharder"
         )
     modules: dict[str, Any] = dict(plan.plan)
     for path in ours:

@@ -43,7 +43,13 @@ from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 from ...errors import ShardingError
 from ..batches import check_shapes, check_values
 from ..module import BudgetedEmbeddingBagCollection
-from ..parts import clear_padding, full_tables, load_full_tables, refuse_full_tables
+from ..parts import (
+    clear_padding,
+    full_tables,
+    load_full_tables,
+    refuse_full_tables,
+    table_weights,
+)
 from .checks import check_sharding, check_shards
 from .storage import told_weight
 
@@ -149,6 +155,15 @@ class ShardedBudgetedEmbeddingBagCollection(
     def is_weighted(self) -> bool:
         """Whether bags have weights."""
         return self._is_weighted
+
+    @property
+    def id_map_bytes(self) -> int:
+        """Bytes of the id maps, which every rank has."""
+        return self.router.id_map_bytes
+
+    def block_weights(self) -> dict[str, Tensor]:
+        """{block name: its real table, sharded}."""
+        return table_weights(self.embedding_bag_collection, "embedding_bags")
 
     @property
     def unsharded_module_type(self) -> type[BudgetedEmbeddingBagCollection]:

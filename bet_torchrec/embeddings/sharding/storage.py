@@ -25,7 +25,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from ...errors import ShardingError
 from ..layout import Block
-from ..module import BudgetedEmbeddingBagCollection
+from ..parts import Collection, Trainable
 
 _NAMES = {  # as planning calls them
     EmbOptimType.EXACT_SGD: "sgd",
@@ -47,9 +47,7 @@ _TOLD: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def optimizer_of(
-    module: BudgetedEmbeddingBagCollection, block: Block, fused_params: Mapping[str, Any]
-) -> str | None:
+def optimizer_of(module: Trainable, block: Block, fused_params: Mapping[str, Any]) -> str | None:
     """Of a block in fused kernels, as planning calls it; else what the plan's budget counts."""
     weight = module.weight(block)
     kind = fused_params.get("optimizer")
@@ -59,9 +57,7 @@ def optimizer_of(
     return _NAMES.get(kind, module.plan.budget.optimizer)
 
 
-def told_weight(
-    module: BudgetedEmbeddingBagCollection, block: Block, fused_params: Mapping[str, Any]
-) -> nn.Parameter:
+def told_weight(module: Trainable, block: Block, fused_params: Mapping[str, Any]) -> nn.Parameter:
     """A weight without memory that says its optimizer, from which TorchRec estimates storage.
 
     TorchRec knows the optimizers that ``apply_optimizer_in_backward`` set, none of fused_params.
@@ -99,11 +95,7 @@ class IdMapReservation(StorageReservation):
     ) -> Topology:
         """TorchRec's hook: a copy of the topology with less room."""
         reserved = self._rest.reserve(topology, batch_size, module, sharders, constraints)
-        maps = sum(
-            part.router.id_map_bytes
-            for part in module.modules()
-            if isinstance(part, BudgetedEmbeddingBagCollection)
-        )
+        maps = sum(part.id_map_bytes for part in module.modules() if isinstance(part, Collection))
         on_device = maps if topology.compute_device != "cpu" else 0
         for device in reserved.devices:
             device.storage -= Storage(hbm=on_device, ddr=maps)  # the host always has one
@@ -117,7 +109,7 @@ class IdMapReservation(StorageReservation):
 
 
 def check_memory(
-    module: BudgetedEmbeddingBagCollection,
+    module: Trainable,
     params: Mapping[str, ParameterSharding],
     fused_params: Mapping[str, Any],
     world_size: int,
