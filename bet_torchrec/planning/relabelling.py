@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 
 from ..errors import InvalidInputError, PlanFileError
-from . import plan_io
+from ..files.atomic import replace_file
 from .counts import RowCounts, check_order
 
 FORMAT = "bet_torchrec.relabelling"
@@ -99,7 +99,7 @@ class Relabelling:
             for name, order in self.orders.items()
         }
         data = save_safetensors(arrays, {"format": FORMAT, "version": "1"})
-        plan_io.write(path, bytes(data))
+        replace_file(path, bytes(data))
         return path
 
     @classmethod
