@@ -219,7 +219,7 @@ class Search:
             return None
         for probe in self.history.ok:
             full = all(
-                buckets == [[spec.embedding_dim, spec.num_embeddings]]
+                [tuple(b) for b in buckets] == [(spec.embedding_dim, spec.num_embeddings)]
                 for buckets, spec in zip(probe.buckets, self.problem.tables, strict=True)
             )
             if full and probe.fitness is not None and probe.fitness >= 1 - tolerance:
