@@ -90,6 +90,9 @@ def draw(
 KINDS = {
     "anchor": "equal sizes",
     "subset": "some tables alone",
+    "small": "small tables full, the rest equal",
+    "count": "count^alpha",
+    "local": "near the best",
     "predicted": "best predicted",
     "random": "random",
     "nearest": "nearest to the best",
@@ -111,10 +114,11 @@ def load_plan(path: Path) -> SizePlan:
 
 
 def read_probes(path: Path) -> list[dict[str, Any]]:
-    """The probes of a search's history; none where there is no such file."""
+    """A search's probes that came to a quality; none where there is no such file."""
     if not path.is_file():
         return []
-    return [line for line in read_lines(path).values if line.get("kind") == "probe"]
+    probes = [line for line in read_lines(path).values if line.get("kind") == "probe"]
+    return [probe for probe in probes if probe.get("state") == "ok"]
 
 
 def print_facts(path: Path, otherwise: Mapping[str, Any]) -> None:

@@ -64,9 +64,9 @@ def ratios(text: str) -> tuple[float, float, float]:
     return train, validation, test
 
 
-def widths(text: str) -> tuple[int, ...] | Literal["any"]:
-    if text == "any":
-        return "any"
+def widths(text: str) -> tuple[int, ...] | Literal["any", "auto"]:
+    if text == "any" or text == "auto":
+        return text
     return tuple(whole(part, 0) for part in text.split(","))
 
 

@@ -25,8 +25,6 @@ from .options import (
 if TYPE_CHECKING:
     from ..planning.sizers import Sizer
 
-DEFAULT_WIDTHS = (4, 8, 16, 32, 64, 128)
-
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -44,7 +42,8 @@ def add(commands: Any) -> None:
         "--widths",
         type=widths,
         metavar="W,W...",
-        help='widths a row may have, 0 to drop rows, or "any" for 1 to --dim (4,8,...,128)',
+        help='widths a row may have, 0 to drop rows, or "any" for 1 to --dim; by default few, '
+        "narrow ones among them where the budget is small",
     )
     search.add_argument(
         "--paper",
@@ -72,7 +71,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.paper:
         args.recipe, args.widths = args.recipe or "paper", args.widths or "any"
-    args.widths = args.widths or DEFAULT_WIDTHS
+    args.widths = args.widths or "auto"
     budget, sizer = budget_of(args), sizer_of(args)
     split = open_split(args)
 

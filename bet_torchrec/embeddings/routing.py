@@ -25,7 +25,6 @@ from .native.calls import IdFault
 from .native.tables import laid
 from .routing_torch import check_total, permuted, route
 
-
 _ORDERS = 16  # of batches' keys, remembered by device
 
 
