@@ -65,8 +65,10 @@ def ratios(text: str) -> tuple[float, float, float]:
 
 
 def widths(text: str) -> tuple[int, ...] | Literal["any", "auto"]:
-    if text == "any" or text == "auto":
-        return text
+    if text == "any":
+        return "any"
+    if text == "auto":
+        return "auto"
     return tuple(whole(part, 0) for part in text.split(","))
 
 
