@@ -6,8 +6,8 @@ Every table has --rows rows, full width --dim, one id a bag; the plan halves the
 four widths to the next. All contenders take the same batches by turns, each as a new
 KeyedJaggedTensor of lengths, as a request comes; ratios are medians of ratios to TorchRec's full
 int8 tables, above 1 is faster. "mapped" is a plan whose ids are no ranks, so that every lookup
-reads the id map first. "through TorchRec" is what serves where there is no C++ compiler: ids routed,
-TorchRec's kernels, outputs merged.
+reads the id map first. "through TorchRec" is what serves where there is no C++ compiler: ids
+routed, TorchRec's kernels, outputs merged.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def full_tables(count: int, args) -> nn.Module:
 
 def through_torchrec(module: nn.Module) -> Serve:
     def serve(bags: KeyedJaggedTensor) -> Tensor:
-        with mock.patch.object(collection, "available", lambda: False):
+        with mock.patch.object(collection, "available", return_value=False):
             return module(bags).values()
 
     return serve

@@ -132,7 +132,7 @@ class Router:
 
     @property
     def map(self) -> Tensor | None:
-        """int32, on the CPU and not to be changed: all id maps, a table's from ``map_starts`` on."""
+        """int32, on the CPU, not to be changed: all id maps, a table's from ``map_starts`` on."""
         return self._host.get("map")
 
     @property

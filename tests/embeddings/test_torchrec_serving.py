@@ -93,7 +93,9 @@ def test_torchrec_s_quantisation_leaves_what_is_quantised_already():
 
 def test_another_precision_than_the_plan_s_is_refused_with_what_to_do():
     plan = make_plan(inference("int4"))
-    with pytest.raises(InvalidInputError, match=r"in int4.*asked for int8: call .*quantize\(model\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"in int4.*asked for int8: call .*quantize\(model\)"
+    ):
         quantize_inference_model(Model(trained(plan)))
 
 
@@ -111,6 +113,4 @@ def test_even_widths_without_planned_precisions_are_torchrec_s_to_quantise():
     module = BudgetedEmbeddingBagCollection(TABLES, plan).load_full_tables(full_tables())
     model = quantize_inference_model(Model(copy.deepcopy(module)))
     wanted = quantize(module, precision="int8")(bags()).values()
-    torch.testing.assert_close(
-        model(bags())[:, : wanted.shape[1]], wanted, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(model(bags())[:, : wanted.shape[1]], wanted, atol=1e-5, rtol=1e-5)

@@ -197,12 +197,13 @@ class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
 
     def _cut(self, pooled: KeyedTensor) -> KeyedTensor:
         """Without the columns that only fill up rows. Sharding reorders keys."""
-        widths = [self._widths[key] for key in pooled.keys()]
+        keys = pooled.keys()
+        widths = [self._widths[key] for key in keys]
         if widths == pooled.length_per_key():
             return pooled
         parts = pooled.values().split(pooled.length_per_key(), dim=1)
-        kept = [part[:, :width] for part, width in zip(parts, widths, strict=True)]
-        return KeyedTensor(keys=pooled.keys(), length_per_key=widths, values=torch.cat(kept, dim=1))
+        kept = [part.narrow(1, 0, width) for part, width in zip(parts, widths, strict=True)]
+        return KeyedTensor(keys=keys, length_per_key=widths, values=torch.cat(kept, dim=1))
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """The full tables' configs, as they were given."""
