@@ -1,8 +1,9 @@
 """Anchors: the plans that any engineer would try, tried before and between what a search draws.
 
 Equal sizes come first, once a precision and exactly as ``EqualSizes`` gives them. Then, in turns:
-the small tables at full width and the rest equal; sizes by count^alpha; and each table left out,
-those first that cost most a lookup (with few tables, nearly all of the budget for each subset).
+the small tables at full width and the rest by count^.5 or equal; sizes by count^alpha; and each
+table left out that others could gain by, those first that cost most a lookup (with few tables,
+nearly all of the budget for each subset).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ AnchorKind = Literal["anchor", "small", "count", "subset"]
 FEW_TABLES = 4  # one can do another's work (a graph model's items); subsets of many are too many
 ALPHAS = (0.25, 0.5)
 STRAIGHT = 4  # anchors beside equal sizes before the search's own candidates get every other turn
+WORTH = 0.05  # of all rows: a table with fewer frees too little by being left out
 SMALL = 0.1  # of the budget: what the small tables at full width may take together
 
 
@@ -33,7 +35,7 @@ class Anchors:
     def __init__(self, problem: SizingProblem, sampler: Sampler, precisions: Sequence[str]) -> None:
         self._problem, self._sampler, self._precisions = problem, sampler, precisions
         self.equal = len(precisions)
-        shapes: list[tuple[AnchorKind, object]] = [("small", None)]
+        shapes: list[tuple[AnchorKind, object]] = [("small", "count"), ("small", "equal")]
         shapes += [("count", alpha) for alpha in ALPHAS]
         subsets: list[tuple[AnchorKind, object]] = [("subset", s) for s in self._subsets()]
         turns = zip_longest(subsets, shapes)
@@ -73,7 +75,10 @@ class Anchors:
         if kind == "count":
             assert isinstance(what, float)
             return self._sampler.by_count(what, precision)
-        return self._sampler.shaped(self._small_first(precision), precision)
+        shares = self._small_first(precision)
+        if what == "count":
+            return self._sampler.shaped(shares, precision, family="count_power", beta=0.5)
+        return self._sampler.shaped(shares, precision)
 
     def _subsets(self) -> list[tuple[int, ...]]:
         """Few tables: every subset. Many: all but one, those first that cost most a lookup."""
@@ -81,7 +86,9 @@ class Anchors:
         if tables <= FEW_TABLES:
             return [s for size in range(1, tables) for s in combinations(range(tables), size)]
         dear = [c.rows / max(c.total, 1) for c in self._problem.counts]
-        order = sorted(range(tables), key=lambda t: -dear[t])
+        rows = sum(c.rows for c in self._problem.counts)
+        large = [t for t, c in enumerate(self._problem.counts) if c.rows >= WORTH * rows]
+        order = sorted(large, key=lambda t: -dear[t])
         return [tuple(t for t in range(tables) if t != out) for out in order]
 
     def _only(self, tables: Sequence[int]) -> Tensor:

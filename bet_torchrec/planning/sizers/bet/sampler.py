@@ -103,9 +103,11 @@ class Sampler:
             rng=rng,
         )
 
-    def shaped(self, shares: Tensor, precision: int) -> Candidates:
-        """One candidate of these shares (F,), equal sizes within each table."""
-        return self._alike(shares, precision, "flat", 0.5)
+    def shaped(
+        self, shares: Tensor, precision: int, *, family: str = "flat", beta: float = 0.5
+    ) -> Candidates:
+        """One candidate of these shares (F,), each table's sizes of one family: equal by default."""
+        return self._alike(shares, precision, family, beta)
 
     def by_count(self, alpha: float, precision: int) -> Candidates:
         """One candidate whose sizes follow (count + 1)^alpha, at one scale over all tables."""
