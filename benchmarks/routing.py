@@ -77,8 +77,13 @@ def measure(args) -> dict:
         seconds.append(time.perf_counter() - start)
     size = asked.values().nbytes
     return {
-        **{"layout": layout, "ids": ids, "way": way, "bytes of ids": size, "peak": peak},
-        **{"multiple": peak / size, "milliseconds": float(np.median(seconds)) * 1e3},
+        "layout": layout,
+        "ids": ids,
+        "way": way,
+        "bytes of ids": size,
+        "peak": peak,
+        "multiple": peak / size,
+        "milliseconds": float(np.median(seconds)) * 1e3,
     }
 
 

@@ -5,7 +5,8 @@
 Every table has --rows rows, full width --dim, one id a bag; the plan halves the rows from each of
 four widths to the next. All contenders take the same batches by turns, each as a new
 KeyedJaggedTensor of lengths, as a request comes; ratios are medians of ratios to TorchRec's full
-int8 tables, above 1 is faster. "mapped" is a plan whose ids are no ranks, so that every lookup
+int8 tables, above 1 is faster. Time is the process's own on the CPU, so that others on the machine
+don't count: with one thread it is the latency of an idle machine. "mapped" is a plan whose ids are no ranks, so that every lookup
 reads the id map first. "through TorchRec" is what serves where there is no C++ compiler: ids
 routed, TorchRec's kernels, outputs merged.
 """
@@ -114,9 +115,9 @@ def compare(count: int, batch: int, made: dict[str, Serve], args) -> list[dict]:
     for number, (ids, lengths) in enumerate([*asked[:3], *asked]):
         for name, serve in made.items():
             bags = {"offsets": offsets} if args.offsets else {"lengths": lengths}
-            start = time.perf_counter()
+            start = time.process_time()
             serve(KeyedJaggedTensor(keys=keys, values=ids, **bags))
-            took = time.perf_counter() - start
+            took = time.process_time() - start
             if number >= 3:  # the first three warm up
                 seconds[name].append(took)
     full = np.array(seconds[FULL])

@@ -1,8 +1,8 @@
 """From ids to rows of blocks: which of a table's real tables holds an id, and where.
 
 The whole batch is routed at once, whatever the number of features and blocks: on the CPU by an
-operator of our own, which takes no memory but for what comes out; elsewhere, and without a compiler,
-by torch's (see routing_torch.py).
+operator of our own, which takes no memory but for what comes out; elsewhere, and without a
+compiler, by torch's (see routing_torch.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a GPU would run forward, without one: tensors on "cuda" that have shapes and devices, no values.
+"""What a GPU would run forward, without one: tensors on "cuda" with shapes and no values.
 
 Mixed devices raise by themselves. Beyond that, once a first batch has put constants in place, no
 tensor may be made on the host within a step, and nothing may wait for the

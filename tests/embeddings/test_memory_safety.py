@@ -100,7 +100,7 @@ if sys.argv[1] == "lie":
     bags = calls.Bags(1, 1, ids, torch.tensor([4000]), None, None)
     bags.ids_count = 4000
     table = [torch.tensor([row]) for row in ([0, 0, 4, 0], [9, -1, 0, 0, 1], [0] * 8)]
-    tables = calls.Tables(*table, None, None, calls.integers([]))
+    tables = calls.Tables(calls.integers([0]), None, *table)
     import ctypes
     calls.run("bet_lookup", bags, ctypes.byref(tables), calls.integers([0]),
               calls.pointer(torch.empty(1, 4)), calls.integer(4), None, calls.threads())

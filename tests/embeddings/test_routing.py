@@ -147,8 +147,8 @@ def test_scale_is_one_over_the_length_of_mean_bags():
     route, _ = router(slots=slots)
     kjt = bags().permute([4, 2, 0, 1, 3])
     means = [slot for slot in slots if slot.mean]
-    for given in (kjt, route.select(kjt)):
-        found = route.scale(given)
+    for same in (kjt, route.select(kjt)):
+        found = route.scale(same)
         assert found.shape == (7, len(means))
         for number, slot in enumerate(means):
             lengths = kjt[slot.feature].lengths().clamp_min(1)

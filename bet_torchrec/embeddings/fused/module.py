@@ -73,7 +73,10 @@ class FusedBudgetedEmbeddingBagCollection(nn.Module, FusedOptimizerModule):
             module.router.slots,
             {table.name: module.plan[table.name] for table in module.tables},
             module.blocks,
-            {block.name: 4 * weight.shape[1] for block, weight in zip(self._blocks(), weights)},
+            {
+                block.name: 4 * weight.shape[1]
+                for block, weight in zip(self._blocks(), weights, strict=True)
+            },
             {block.name: "fp32" for block in self._blocks()},
             module.router.map_starts,
         )

@@ -71,12 +71,12 @@ class Tables(ctypes.Structure):
 
     def __init__(
         self,
+        memory: Any,
+        base: Tensor | None,
         slots: Tensor,
         tables: Tensor,
         blocks: Tensor,
-        map: Tensor | None,
-        base: Tensor | None,
-        memory: Any,
+        map: Tensor | None = None,
     ) -> None:
         self.kept = (slots, tables, blocks, map, base, memory)
         super().__init__(

@@ -1,8 +1,8 @@
 """The kernels as operators of torch, ``torch.ops.bet_torchrec``, with fake kernels for tracing.
 
 A batch is always (count, bags, ids, lengths, offsets, bag_weights): F features of B bags each; ids
-int32 or int64 (V,); lengths (F * B,) and offsets (F * B + 1,), one of which may be None; bag_weights
-(V,) or None. Tables are always (slots, tables, blocks, map), see tables.py. Everything is on the CPU.
+int32 or int64 (V,); lengths (F * B,) and offsets (F * B + 1,), one of which may be None; weights
+(V,) or None. Tables are always (slots, tables, blocks, map), see tables.py. All is on the CPU.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def serve(
     run(
         "bet_lookup",
         Bags(count, bags, ids, lengths, offsets, bag_weights),
-        ctypes.byref(Tables(slots, tables, blocks, map, rows, starts)),
+        ctypes.byref(Tables(starts, rows, slots, tables, blocks, map)),
         integers(features),
         pointer(out),
         integer(width),
@@ -103,7 +103,7 @@ def lookup(
     run(
         "bet_lookup",
         Bags(count, bags, ids, lengths, offsets, bag_weights),
-        ctypes.byref(Tables(*tables, None, addresses(weights))),
+        ctypes.byref(Tables(addresses(weights), None, *tables)),
         integers(range(count)),
         pointer(out),
         integer(width),
@@ -142,7 +142,7 @@ def update_(
     run(
         "bet_update",
         Bags(count, bags, ids, lengths, offsets, bag_weights),
-        ctypes.byref(Tables(*tables, None, addresses(weights))),
+        ctypes.byref(Tables(addresses(weights), None, *tables)),
         addresses(states),
         pointer(places),
         pointer(gradient),
@@ -192,7 +192,7 @@ def route(
     the batch.
     """
     batch = Bags(count, bags, ids, lengths, offsets, bag_weights)
-    described = ctypes.byref(Tables(*tables, None, integers([])))
+    described = ctypes.byref(Tables(integers([]), None, *tables))
     own = integers(features), integers(firsts)
     routed = torch.empty(pairs * bags, dtype=torch.int32)
     totals = torch.empty(pairs, dtype=torch.int64)

@@ -45,9 +45,9 @@ def laid(
 ) -> Laid:
     """Describe tables to the kernels.
 
-    slots: in output order. plans, blocks: by table, the latter in the order of memory. row_bytes, precisions: by block name: from one
-    row to the next, and how a row is to be read. map_starts: by table, where its id map begins
-    among all; ids of other tables are ranks.
+    slots: in output order. plans, blocks: by table, the latter in the order of memory. row_bytes,
+    precisions: by block name: from one row to the next, and how a row is to be read. map_starts:
+    by table, where its id map begins among all; ids of other tables are ranks.
     """
     names = list(blocks)
     column, slot_rows = 0, []
