@@ -53,7 +53,7 @@ class Flat(torch.nn.Module):
         return list(self.kind.rows_of(self.tables(features)).values())
 
 
-@TABLE.row(GROUP, "`torch.export` (non-strict), saved and loaded", pooled=LOOKS, unpooled=LOOKS)
+@TABLE.row(GROUP, "`torch.export` (non-strict), saved and loaded", unpooled=LOOKS, slow=True)
 def exported(kind: Kind) -> None:
     one = batch()
     found = []
@@ -68,7 +68,11 @@ def exported(kind: Kind) -> None:
 
 
 @TABLE.row(
-    GROUP, "`torch.compile(fullgraph=True)`, forward and backward", pooled=LOOKS, unpooled=LOOKS
+    GROUP,
+    "`torch.compile(fullgraph=True)`, forward and backward",
+    pooled=LOOKS,
+    unpooled=LOOKS,
+    slow=True,
 )
 def compiled(kind: Kind) -> None:
     one = batch()

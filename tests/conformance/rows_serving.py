@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from conformance_kinds import Kind, Model, assert_alike, assert_same_output, batch
-from conformance_table import TABLE, refused
+from conformance_table import TABLE, missing, refused
 from scriptable_model import Scriptable
 from torchrec.distributed.global_settings import get_propogate_device, set_propogate_device
+from torchrec.distributed.quant_embedding import QuantEmbeddingCollectionSharder
+from torchrec.distributed.quant_embeddingbag import QuantEmbeddingBagCollectionSharder
 from torchrec.fx import symbolic_trace
 from torchrec.inference.modules import quantize_inference_model, shard_quant_model
 
@@ -39,8 +41,9 @@ def _own(kind: Kind, **options: Any) -> Any:
 
 
 def _loaded(model: Any) -> Any:
+    traced = symbolic_trace(model, leaf_modules=["IntNBitTableBatchedEmbeddingBagsCodegen"])
     file = io.BytesIO()
-    torch.jit.save(torch.jit.script(symbolic_trace(model)), file)
+    torch.jit.save(torch.jit.script(traced), file)
     file.seek(0)
     return torch.jit.load(file)
 
@@ -54,18 +57,6 @@ def own_int8(kind: Kind) -> None:
 @TABLE.row(GROUP, "`quantize_inference_model` (the rows are int8)")
 def int8(kind: Kind) -> None:
     _close(kind, _quantized(kind.ours), _quantized(kind.theirs))
-
-
-@TABLE.row(
-    GROUP,
-    "`quantize_inference_model`, traced and scripted, saved and loaded",
-    pooled=NO_SCRIPT,
-    unpooled=NO_SCRIPT,
-)
-def int8_scripted(kind: Kind) -> None:
-    for make in (kind.theirs, kind.ours):
-        own = _quantized(make)
-        _close(kind, _loaded(own), own)
 
 
 @TABLE.row(
@@ -84,7 +75,11 @@ def _rows_once_sharded(kind: Kind, make: Callable[[], Any]) -> dict[str, torch.T
     set_propogate_device(True)  # else TorchRec takes the shards to be on CUDA
     try:
         made, _ = shard_quant_model(
-            make(), world_size=2, compute_device="cpu", sharding_device="cpu"
+            make(),
+            world_size=2,
+            compute_device="cpu",
+            sharding_device="cpu",
+            sharders=[QuantEmbeddingBagCollectionSharder(), QuantEmbeddingCollectionSharder()],
         )
         weights = make().state_dict()
         for name, value in made.state_dict().items():
@@ -92,13 +87,18 @@ def _rows_once_sharded(kind: Kind, make: Callable[[], Any]) -> dict[str, torch.T
                 continue
             shards = value.local_shards() if hasattr(value, "local_shards") else [value]
             for shard in shards:
-                getattr(shard, "tensor", shard).copy_(weights[name])
+                own = getattr(shard, "tensor", shard)
+                own.copy_(weights[name][:, : own.shape[1]])  # without what fills rows up
         return kind.rows_of(made(batch()))
     finally:
         set_propogate_device(before)
 
 
-@TABLE.row(GROUP, "`shard_quant_model` of `quantize_inference_model`'s, on two CPU shards")
+@TABLE.row(
+    GROUP,
+    "`shard_quant_model` of `quantize_inference_model`'s, on two CPU shards",
+    unpooled=missing("TorchRec's own fails too: its default plan is one that it then refuses"),
+)
 def sharded_int8(kind: Kind) -> None:
     for one in (kind.theirs, kind.ours):
         make = partial(_quantized, one)

@@ -5,14 +5,13 @@ one, of real gloo.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from conformance_kinds import (
-    KINDS,
     Kind,
     Model,
     assert_alike,
@@ -27,10 +26,8 @@ from conformance_kinds import (
     trained,
 )
 from conformance_table import TABLE, missing, refused
-from gloo_ranks import on_ranks
 from torch import nn
 from torchrec import KeyedJaggedTensor
-from torchrec.distributed.types import EmbeddingModuleShardingPlan
 from torchrec.streamable import Pipelineable
 
 GROUP = "Sharded"
@@ -97,38 +94,6 @@ def in_backward(kind: Kind) -> None:
         model = sharded(kind, made, sharders=[sharder(kind, True, None)])
         trained(kind, theirs, torch.optim.SGD(theirs.parameters(), lr=0.1))
         assert_alike(kept_rows(kind, trained(kind, model, None)), kind.table(theirs))
-
-
-@TABLE.row(
-    GROUP,
-    "dynamic resharding (`DistributedModelParallel.reshard`)",
-    unpooled=missing("TorchRec reshards pooled collections only"),
-)
-def resharded(kind: Kind) -> None:
-    for before, after, moved in on_ranks(_resharded, 2, kind.name):
-        assert moved
-        assert_alike(after, before)
-
-
-def _resharded(pg: dist.ProcessGroup, name: str) -> Any:
-    """Every block goes to the other rank."""
-    kind = next(one for one in KINDS if one.name == name)
-    found = []
-    for own in (True, False):
-        model = sharded(kind, kind.ours() if own else kind.theirs(), world=2)
-        before = kept_rows(kind, model) if own else None
-        plan = EmbeddingModuleShardingPlan()
-        for table, how in dict(model.plan.plan["tables"]).items():
-            other = 1 - how.ranks[0]
-            shards = [
-                replace(shard, placement=f"rank:{other}/cpu") for shard in how.sharding_spec.shards
-            ]
-            spec = replace(how.sharding_spec, shards=shards)
-            plan[table] = replace(how, ranks=[other], sharding_spec=spec)
-        model.reshard({"tables": (0.0, plan)}, "tables")
-        if own:
-            found = [before, kept_rows(kind, model), len(plan) > 0]
-    return found
 
 
 @TABLE.row(GROUP, "planner statistics (`EmbeddingStats`)")
@@ -208,10 +173,21 @@ def dcp(kind: Kind) -> None:
             assert_alike(kept_rows(kind, model), expected)
 
 
-NOT_STAGED = missing("TorchRec's own fails too: torch 2.13 stages no ShardedTensor on CPU")
-TABLE.row(
-    FILES, "`torch.distributed.checkpoint.async_save`", pooled=NOT_STAGED, unpooled=NOT_STAGED
-)(lambda kind: None)
+@TABLE.row(FILES, "`torch.distributed.checkpoint.async_save` with a `FileSystemWriter`")
+def async_dcp(kind: Kind) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    with group(), tempfile.TemporaryDirectory() as folder:
+        for name, model in zip(("ours", "theirs"), both(kind), strict=True):
+            expected = kept_rows(kind, trained(kind, model, None))
+            path = f"{folder}/{name}"
+            # A writer that stages by itself: torch 2.13's own stager takes no ShardedTensors.
+            dcp.async_save(model.state_dict(), storage_writer=dcp.FileSystemWriter(path)).result()
+            fill(kind, model)
+            state = model.state_dict()
+            dcp.load(state, checkpoint_id=path)
+            model.load_state_dict(state)
+            assert_alike(kept_rows(kind, model), expected)
 
 
 @TABLE.row(FILES, "`torch.distributed.checkpoint` on an fsspec path")
