@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -100,10 +100,11 @@ class Basis:
 
 def save_bases(bases: Mapping[str, Basis], path: str | Path) -> Path:
     """Write {table: basis} to one file (safetensors, no pickle), whole or not at all."""
-    entries = []
-    for i, basis in enumerate(bases.values()):
-        axes = basis.axes.numpy()
-        entries.append(Entry(f"axes.{i}", "F32", axes.shape, lambda array=axes: [array]))
+    arrays = [basis.axes.numpy() for basis in bases.values()]
+    entries = [
+        Entry(f"axes.{i}", "F32", array.shape, partial(iter, [array]))
+        for i, array in enumerate(arrays)
+    ]
     told = [
         {"table": name, "energy": None if b.energy is None else b.energy.tolist()}
         for name, b in bases.items()
