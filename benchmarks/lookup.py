@@ -1,5 +1,6 @@
 """Training steps on a plan's tables: lookup, backward and update, against what users have today.
 
+    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184  # keep freed memory
     python benchmarks/lookup.py --threads 1
     python benchmarks/lookup.py --device cuda --rows 20000000
 
@@ -8,8 +9,7 @@ the next. All take the same ids and gradients, by turns; ratios are to the full-
 above 1 is faster. FBGEMM's tables, ours among them, train through DistributedModelParallel in one
 process, fused; "bare" is its kernel without modules. "own step" is our fused CPU step. "equal size"
 is one narrow table of the plan's bytes (its output is narrow too), "E * mask" what published code
-does, "masked rows" what one would write by hand. On CPU the process keeps freed memory
-(training/memory.py).
+does, "masked rows" what one would write by hand.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from bet_torchrec.embeddings import (
 )
 from bet_torchrec.embeddings.fused import FusedBudgetedEmbeddingBagCollection
 from bet_torchrec.planning.plan import Bucket, TablePlan
-from bet_torchrec.training.memory import heap_for_large_arrays
 
 DIM, LR = 128, 0.01
 WIDTHS = {
@@ -233,7 +232,7 @@ def main() -> None:
     args = p.parse_args()
     setup(args)
     found = []
-    with one_process(args.device), heap_for_large_arrays():
+    with one_process(args.device):
         for optimizer in args.optimizers:
             made = contenders(args.rows, optimizer, args.widths, args.device)
             for batch in args.batches:

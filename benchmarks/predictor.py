@@ -31,7 +31,8 @@ from bet_torchrec.planning.sizers.bet import (
 )
 from bet_torchrec.planning.sizers.bet.history import to_candidates
 from bet_torchrec.planning.sizers.bet.training import Trainer
-from bet_torchrec.training import TrainingWorkbench, fast, fast_fine_tuning
+from bet_torchrec.tasks import RankingTask
+from bet_torchrec.training import TrainingWorkbench, fast
 
 WIDTHS = tuple(range(129))
 TRAINERS: dict[str, Trainer] = {
@@ -94,9 +95,9 @@ def main() -> None:
     setup(args)
     split = ranked_split("gowalla", args.seed, args.data_dir)
     workbench = TrainingWorkbench(
-        split,
-        pretraining=fast(),
-        fine_tuning=fast_fine_tuning(),
+        RankingTask(split, bpr=fast().bpr),
+        training=fast().training,
+        fine_tuning=fast().fine_tuning,
         run_dir=args.run_dir,
         seed=args.seed,
         progress=True,
@@ -112,7 +113,7 @@ def main() -> None:
     planner.plan(workbench.tables, workbench.counts(), workbench=workbench, **folder)
     probes = read(where / "history.jsonl")
     fitness = np.array([probe.fitness for probe in probes])
-    counts = [RowCounts.from_rows(c) for c in workbench.counts().values()]
+    counts = list(workbench.counts().values())
     names = [f.name for f in EXPLORING_FAMILIES]
     candidates = to_candidates(probes, torch.tensor(WIDTHS), names, ["fp32"])
     sizes = [n for n in (10, 20, 40) if n < len(probes) - 5]

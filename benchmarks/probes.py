@@ -22,21 +22,16 @@ from scipy.stats import spearmanr
 from bet_torchrec import BET, Budget, BudgetPlanner
 from bet_torchrec.data import Split
 from bet_torchrec.planning.sizers.bet import PAPER_FAMILIES, Sampler
-from bet_torchrec.training import (
-    TrainingWorkbench,
-    TrainSettings,
-    fast,
-    fast_fine_tuning,
-    paper_fine_tuning,
-)
+from bet_torchrec.tasks import RankingTask
+from bet_torchrec.training import RankingRecipe, TrainingWorkbench, fast, paper
 
-PRESETS: dict[str, tuple[TrainSettings, int, str]] = {
-    "paper: 10 epochs, 10,000 users a batch": (paper_fine_tuning(), 10, "rotated"),
-    "the same, prefixes not rotated": (paper_fine_tuning(), 10, "prefix"),
-    "fast: 6 epochs, 50,000 pairs a batch": (fast_fine_tuning(), 6, "rotated"),
-    "fast, 3 epochs": (fast_fine_tuning(), 3, "rotated"),
-    "no fine-tuning": (fast_fine_tuning(), 0, "rotated"),
-    "no fine-tuning, not rotated": (fast_fine_tuning(), 0, "prefix"),
+PRESETS: dict[str, tuple[RankingRecipe, int, str]] = {
+    "paper: 10 epochs, 10,000 users a batch": (paper(), 10, "rotated"),
+    "the same, prefixes not rotated": (paper(), 10, "prefix"),
+    "fast: 6 epochs, 50,000 pairs a batch": (fast(), 6, "rotated"),
+    "fast, 3 epochs": (fast(), 3, "rotated"),
+    "no fine-tuning": (fast(), 0, "rotated"),
+    "no fine-tuning, not rotated": (fast(), 0, "prefix"),
 }
 
 
@@ -55,24 +50,24 @@ def main() -> None:
     planner = BudgetPlanner(budget=Budget.sparsity(0.95), widths="any", sizer=BET(), seed=args.seed)
     qualities: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
-    for name, (settings, epochs, warm_start) in PRESETS.items():
+    for name, (recipe, epochs, warm_start) in PRESETS.items():
         bench = TrainingWorkbench(
-            split,
-            pretraining=fast(),
-            fine_tuning=settings,
+            RankingTask(split, bpr=recipe.bpr),
+            training=recipe.training,
+            fine_tuning=recipe.fine_tuning,
             warm_start=warm_start,
             run_dir=args.run_dir,
             seed=args.seed,
             progress=True,
         )
-        bench.full_quality()
+        bench.full()
         problem = planner.problem(bench.tables, bench.counts())
         rng = np.random.default_rng(args.seed)
         drawn = Sampler(problem.space, problem.counts, PAPER_FAMILIES)(args.candidates, rng)
         plans = [problem.plan(b, ("fp32", "fp32"), "random") for b in drawn.boundaries]
         bench.fine_tune(plans[0], epochs=0)  # the rotation, once a search
         start = time.perf_counter()
-        qualities[name] = [bench.fine_tune(plan, epochs=epochs) for plan in plans]
+        qualities[name] = [bench.fine_tune(plan, epochs=epochs).quality for plan in plans]
         seconds[name] = (time.perf_counter() - start) / len(plans)
     reference = next(iter(qualities.values()))
     rows = [
@@ -96,13 +91,13 @@ def main() -> None:
 def whole_search(args: argparse.Namespace, split: Split) -> None:
     """T = 50 probes of 10 epochs, each chosen among m = 100 candidates; no retraining."""
     bench = TrainingWorkbench(
-        split,
-        pretraining=fast(),
-        fine_tuning=paper_fine_tuning(),
+        RankingTask(split, bpr=paper().bpr),
+        training=fast().training,
+        fine_tuning=paper().fine_tuning,
         run_dir=args.run_dir,
         seed=args.seed,
     )
-    bench.full_quality()
+    bench.full()
     sizer = BET(iterations=50, candidates=100, finalists=0)
     planner = BudgetPlanner(budget=Budget.sparsity(0.95), widths="any", sizer=sizer, seed=args.seed)
     start = time.perf_counter()

@@ -1,9 +1,10 @@
 """An epoch of LightGCN against the same epoch with torch.sparse COO products, in one process.
 
+    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184  # keep freed memory
     python benchmarks/propagation.py --out benchmarks/results/propagation.json
 
 Gowalla, 50/25/25, d 128, 3 layers, batch 10,000: everything but the product with the adjacency is
-the same (sampler, fused Adam, large arrays from the heap), so that the ratio is the product's.
+the same (sampler, fused Adam), so that the ratio is the product's.
 Steps alternate between the two, so that whatever else the machine does meets both.
 """
 
@@ -20,13 +21,8 @@ from common import parser, ranked_split, save, setup, show
 from torch import Tensor, nn
 
 from bet_torchrec.models import BipartiteGraph, BPRTerms, LightGCN
-from bet_torchrec.training import (
-    BPRSampler,
-    SizedEmbedding,
-    bpr_loss,
-    heap_for_large_arrays,
-    paper,
-)
+from bet_torchrec.tasks.ranking import BPRSampler, bpr_loss
+from bet_torchrec.training import SizedEmbedding, paper
 
 
 class CooLightGCN(nn.Module):
@@ -69,17 +65,17 @@ class Stepper:
     """Times single training steps of one model."""
 
     def __init__(self, model: nn.Module, sizes: dict, sampler: BPRSampler) -> None:
-        self.model, self.sampler, self.settings = model, sampler, paper()
+        self.model, self.sampler, self.recipe = model, sampler, paper()
         self.embedding = SizedEmbedding(sizes).draw(0.01, torch.Generator().manual_seed(0))
         self.optimizer = torch.optim.Adam(
-            self.embedding.parameters(), lr=self.settings.lr, fused=True
+            self.embedding.parameters(), lr=self.recipe.training.lr, fused=True
         )
         self.seconds: list[float] = []
 
     def step(self, number: int) -> None:
         start = time.perf_counter()
         batch = [torch.from_numpy(ids) for ids in self.sampler.batch(number)]
-        bpr_loss(self.model(self.embedding, *batch), self.settings.l2).backward()
+        bpr_loss(self.model(self.embedding, *batch), self.recipe.bpr.l2).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.seconds.append(time.perf_counter() - start)
@@ -102,10 +98,9 @@ def main() -> None:
         sizes = {"user": np.full(graph.num_users, width), "item": np.full(graph.num_items, width)}
         ours = Stepper(LightGCN(graph), sizes, sampler)
         theirs = Stepper(CooLightGCN(graph), sizes, sampler)
-        with heap_for_large_arrays():
-            for number in range(args.steps + 2):
-                theirs.step(number)
-                ours.step(number)
+        for number in range(args.steps + 2):
+            theirs.step(number)
+            ours.step(number)
         # After the first two, that warm up. The same seed and steps: the same weights, nearly.
         for name, table in ours.embedding.full_tables().items():
             torch.testing.assert_close(

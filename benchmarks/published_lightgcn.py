@@ -19,8 +19,8 @@ from common import parser, save, setup, show
 
 from bet_torchrec.data import load, published_split
 from bet_torchrec.evaluation import evaluate
-from bet_torchrec.models import BipartiteGraph, LightGCN
-from bet_torchrec.training import SizedEmbedding, published_lightgcn, train_bpr
+from bet_torchrec.tasks import RankingTask
+from bet_torchrec.training import SizedEmbedding, fit, published_lightgcn
 
 
 def main() -> None:
@@ -33,14 +33,15 @@ def main() -> None:
     args = p.parse_args()
     setup(args)
     split = published_split(load(args.data, data_dir=args.data_dir))
-    graph = BipartiteGraph(split.train.csr()).to(args.device)
-    backbone = LightGCN(graph)
+    recipe = published_lightgcn()
+    task = RankingTask(split, embedding_dim=64, bpr=recipe.bpr, device=args.device)
+    backbone = task.new_model(args.seed)
     sizes = {name: np.full(rows, 64) for name, rows in backbone.table_rows.items()}
     embedding = SizedEmbedding(sizes)
     embedding.draw(0.1, torch.Generator().manual_seed(args.seed)).to(args.device)
-    steps = -(-graph.num_edges // 2048)
+    steps = task.steps_per_epoch
     settings = dataclasses.replace(
-        published_lightgcn(),
+        recipe.training,
         max_epochs=args.epochs,
         validate_every=steps * args.every,
         patience=10**6,
@@ -54,9 +55,7 @@ def main() -> None:
         found.append({"epoch": epoch, "seconds": time.perf_counter() - began, **metrics})
         return metrics["recall@20"]
 
-    train_bpr(
-        backbone, embedding, split.train, settings, seed=args.seed, validate=measure, progress=True
-    )
+    fit(task, backbone, embedding, settings, seed=args.seed, validate=measure, progress=True)
     show(
         f"LightGCN, {args.data}, original split, {steps} steps an epoch",
         ("epoch", "recall@20", "ndcg@20", "seconds"),

@@ -25,8 +25,8 @@ from bet_torchrec import Budget, SizePlan
 from bet_torchrec.embeddings import BudgetedEmbeddingBagCollection, quantize
 from bet_torchrec.evaluation import evaluate
 from bet_torchrec.planning.plan import Bucket, TablePlan
-from bet_torchrec.training import TrainedModel, TrainingWorkbench
-from bet_torchrec.training.recipes import fast, fast_fine_tuning
+from bet_torchrec.tasks import RankingTask
+from bet_torchrec.training import Trained, TrainingWorkbench, fast
 from bet_torchrec.training.sized_embedding import TensorTables
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4", "int2")
@@ -57,7 +57,7 @@ def looked_up(module: torch.nn.Module, rows: dict[str, int]) -> dict[str, torch.
     return {name: out[name][:n] for name, n in rows.items()}
 
 
-def measure(name: str, model: TrainedModel, plan: SizePlan, split: Any) -> list[dict[str, Any]]:
+def measure(name: str, model: Trained, plan: SizePlan, split: Any) -> list[dict[str, Any]]:
     """One record a precision."""
     configs = [
         EmbeddingBagConfig(
@@ -90,7 +90,7 @@ def measure(name: str, model: TrainedModel, plan: SizePlan, split: Any) -> list[
             1, plan.parameters()
         )
         record["largest_value"] = largest
-        metrics = evaluate(model.backbone.scores(TensorTables(read)), split, on="test").mean()
+        metrics = evaluate(model.model.scores(TensorTables(read)), split, on="test").mean()
         record |= {key: metrics[key] for key in METRICS}
         records.append(record)
     for record in records:
@@ -108,11 +108,11 @@ def main() -> None:
     setup(args)
 
     split = ranked_split(args.data, args.seed, args.data_dir)
+    recipe = fast("lightgcn")
     workbench = TrainingWorkbench(
-        split,
-        backbone="lightgcn",
-        pretraining=fast("lightgcn"),
-        fine_tuning=fast_fine_tuning("lightgcn"),
+        RankingTask(split, "lightgcn", bpr=recipe.bpr),
+        training=recipe.training,
+        fine_tuning=recipe.fine_tuning,
         run_dir=args.run_dir,
         seed=args.seed,
         progress=True,
@@ -125,7 +125,7 @@ def main() -> None:
     parameters = sum(t.rows * t.embedding_dim for t in plan.tables)
     full = SizePlan(whole, Budget.parameters(parameters), "full")
     few = f"{plan.sizer} plan, {plan.sparsity():.0%} sparse"
-    records = measure("full width", workbench.pretrained(), full, split)
+    records = measure("full width", workbench.full(), full, split)
     records += measure(few, workbench.train_model(plan, seed=args.seed), plan, split)
     show(
         f"LightGCN on {args.data}: quantised base tables, test set",

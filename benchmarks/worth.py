@@ -20,8 +20,8 @@ from common import parser, ranked_split, save, setup, show
 
 from bet_torchrec import BET, Budget, BudgetPlanner, EqualSizes
 from bet_torchrec.evaluation import Metrics, paired_t_test
-from bet_torchrec.training import ProbeCheck, TrainingWorkbench
-from bet_torchrec.training.recipes import fast, fast_fine_tuning
+from bet_torchrec.tasks import RankingTask
+from bet_torchrec.training import ProbeCheck, TrainingWorkbench, fast
 
 
 def parse_widths(text: str) -> tuple[int, ...] | str:
@@ -49,11 +49,11 @@ def main() -> None:
     setup(args)
 
     split = ranked_split(args.data, args.seed, args.data_dir)
+    recipe = fast(args.backbone)
     workbench = TrainingWorkbench(
-        split,
-        backbone=args.backbone,
-        pretraining=fast(args.backbone),
-        fine_tuning=fast_fine_tuning(args.backbone),
+        RankingTask(split, args.backbone, bpr=recipe.bpr),
+        training=recipe.training,
+        fine_tuning=recipe.fine_tuning,
         check=ProbeCheck(),
         run_dir=args.run_dir,
         seed=args.seed,
@@ -76,7 +76,7 @@ def main() -> None:
     counts = workbench.counts()
 
     start = time.perf_counter()
-    workbench.full_quality()
+    workbench.full()
     pretrained = time.perf_counter() - start
     start = time.perf_counter()
     plans = {
@@ -102,7 +102,7 @@ def main() -> None:
         start = time.perf_counter()
         models = [workbench.train_model(plan, seed=args.seed + s) for s in range(args.seeds)]
         seconds = time.perf_counter() - start
-        tested[name] = [model.evaluate(split, on="test") for model in models]
+        tested[name] = [model.evaluate(part="test") for model in models]
         mean = {k: np.mean([m.mean()[k] for m in tested[name]]) for k in tested[name][0].mean()}
         each = [m.mean()["recall@20"] for m in tested[name]]
         result["plans"][name] = {

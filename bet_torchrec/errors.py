@@ -48,3 +48,7 @@ class PlanFileError(BetError, ValueError):
 
 class CollectiveError(BetError, RuntimeError):
     """The ranks of a process group disagree, or one of them failed."""
+
+
+class DivergedError(BetError, ArithmeticError):
+    """Every training that was to be compared left the finite numbers."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
 
 from .errors import CollectiveError, InvalidInputError
 
@@ -72,6 +76,32 @@ class Team:
         everyone = self.gather(self.together(what, work))
         return float(sum(everyone) / len(everyone))
 
+    def sum(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The sum over the ranks of an array of one shape on all of them."""
+        total = torch.from_numpy(numbers.copy())
+        if dist.get_backend(self._pg) == "nccl":
+            total = total.cuda()
+        dist.all_reduce(total, group=self._pg)
+        summed: NDArray[np.int64] = total.cpu().numpy()
+        return summed
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors, of equal shapes on all ranks, with the first rank's."""
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=self._first, group=self._pg)
+
+    def average_gradients(self, weights: Sequence[Tensor]) -> None:
+        """Average the gradients of weights that every rank holds, in place."""
+        if not weights:
+            return
+        # One message for all; a rank whose examples don't reach a weight has zeros for it.
+        gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat, group=self._pg)
+        flat /= self.size
+        for weight, mean in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+            weight.grad = mean.view_as(weight)
+
 
 class Alone(Team):
     """One process, with or without a process group elsewhere."""
@@ -84,6 +114,15 @@ class Alone(Team):
 
     def broadcast(self, message: Any = None) -> Any:
         return message
+
+    def sum(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        return numbers
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Nobody to share with."""
+
+    def average_gradients(self, weights: Sequence[Tensor]) -> None:
+        """One process's gradients are the mean."""
 
 
 def group_or_default(pg: dist.ProcessGroup | None) -> dist.ProcessGroup | None:

@@ -26,20 +26,15 @@ from bet_torchrec import (
 from bet_torchrec.cli.inspect import draw, read_probes
 from bet_torchrec.data import DataNotFoundError, random_split
 from bet_torchrec.evaluation import Metrics, paired_t_test
-from bet_torchrec.training import (
-    ProbeCheck,
-    TrainedModel,
-    TrainingWorkbench,
-    fast,
-    fast_fine_tuning,
-)
+from bet_torchrec.tasks import RankingTask
+from bet_torchrec.training import ProbeCheck, Trained, TrainingWorkbench, fast
 
 SPARSITY = 0.95
 WIDTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 # A preset for minutes: the library's fast recipe cut to some 440 steps with a steeper decay, few
 # and brief probes, and the fittest wins without retraining finalists.
 STEPS, PROBE_STEPS = 440, 33
-TRAINING = dataclasses.replace(fast("lightgcn"), lr_decay=0.6)
+RECIPE = fast("lightgcn")
 SEARCH = BET(iterations=30, candidates=200, finalists=0, stop_hopeless=True)
 COLUMNS = ("recall@5", "ndcg@5", "recall@20", "ndcg@20")
 NOTES = """seconds: of training, and of the search before it.
@@ -59,20 +54,19 @@ def main() -> None:
 
     data = find_data(args.data_dir)
     split = random_split(data, ratios=(0.5, 0.25, 0.25), seed=args.seed).by_rank()
-    epoch = -(-len(split.train) // TRAINING.batch_size)  # steps
-    probe = dataclasses.replace(fast_fine_tuning("lightgcn"), max_epochs=-(-PROBE_STEPS // epoch))
+    task = RankingTask(split, "lightgcn", bpr=RECIPE.bpr)
+    epoch = task.steps_per_epoch
     bench = TrainingWorkbench(
-        split,
-        backbone="lightgcn",
-        pretraining=dataclasses.replace(TRAINING, max_epochs=-(-STEPS // epoch)),
-        fine_tuning=probe,
+        task,
+        training=dataclasses.replace(RECIPE.training, lr_decay=0.6, max_epochs=-(-STEPS // epoch)),
+        fine_tuning=dataclasses.replace(RECIPE.fine_tuning, max_epochs=-(-PROBE_STEPS // epoch)),
         check=ProbeCheck(),
         seed=args.seed,
         progress=True,
     )
     print(f"{data.name}: {data.num_users:,} users, {data.num_items:,} items, {len(data):,} pairs")
     say(began, "pre-training LightGCN on full tables, 128 wide")
-    full = bench.pretrained()
+    full = bench.full()
 
     say(began, f"searching for sizes at {SPARSITY:.0%} sparsity, {SEARCH.iterations} probes")
     history = args.out / "history.jsonl"
@@ -87,12 +81,12 @@ def main() -> None:
 
     say(began, "training equal sizes and the plan found, alike and from scratch")
     models = {"equal sizes": bench.train_model(equal), "BET": bench.train_model(plan)}
-    tested = {name: model.evaluate(split) for name, model in models.items()}
+    tested = {name: model.evaluate() for name, model in models.items()}
     p = paired_t_test(tested["BET"], tested["equal sizes"], "recall", 20)
 
     print(f"\n{plan.summary()}\n")
     header = ["", "parameters", "bytes (fp32)", *COLUMNS, "p-value", "seconds"]
-    rows = [row("full tables", full, full.evaluate(split), None)]
+    rows = [row("full tables", full, full.evaluate(), None)]
     rows += [row("equal sizes", models["equal sizes"], tested["equal sizes"], equal)]
     rows += [row("BET", models["BET"], tested["BET"], plan, p.p, searching)]
     table = markdown([header, *rows])
@@ -115,7 +109,7 @@ def find_data(data_dir: Path | None) -> Interactions:
 
 def row(
     name: str,
-    model: TrainedModel,
+    model: Trained,
     metrics: Metrics,
     plan: SizePlan | None,
     p: float | None = None,
@@ -124,7 +118,7 @@ def row(
     """One line of the table. Bytes: fp32 weights of the tables, unaligned, ids in rank order."""
     weights = model.embedding.num_weights()
     mean = metrics.mean()
-    seconds = f"{model.result.seconds:.0f}" + (f" + {searching:.0f}" if searching else "")
+    seconds = f"{model.outcome.seconds:.0f}" + (f" + {searching:.0f}" if searching else "")
     return [
         name,
         f"{weights:,}",

@@ -18,7 +18,8 @@ from bet_torchrec.data import DataNotFoundError, random_split
 from bet_torchrec.embeddings import BudgetedEmbeddingBagCollection, quantize
 from bet_torchrec.evaluation import evaluate
 from bet_torchrec.models import BipartiteGraph, LightGCN
-from bet_torchrec.training import TrainingWorkbench, fast, fast_fine_tuning, train_bpr
+from bet_torchrec.tasks import RankingTask
+from bet_torchrec.training import TrainingWorkbench, fast, fit
 from bet_torchrec.training.collection_tables import CollectionTables
 
 
@@ -40,11 +41,11 @@ def main() -> None:
     rows = data.num_users + data.num_items
 
     # Plan: how wide each row is, and in how many bits each table is served.
-    training = replace(fast("lightgcn"), max_epochs=args.epochs, validate_every=10**9)
-    tuning = replace(fast_fine_tuning("lightgcn"), max_epochs=3)
-    bench = TrainingWorkbench(
-        split, embedding_dim=args.dim, pretraining=training, fine_tuning=tuning
-    )
+    recipe = fast("lightgcn")
+    training = replace(recipe.training, max_epochs=args.epochs, validate_every=10**9)
+    tuning = replace(recipe.fine_tuning, max_epochs=3)
+    task = RankingTask(split, "lightgcn", embedding_dim=args.dim, bpr=recipe.bpr)
+    bench = TrainingWorkbench(task, training=training, fine_tuning=tuning)
     budget = Budget.bytes(
         args.bytes_per_row * rows, purpose="inference", dtype=("int8", "int4"), alignment=1
     )
@@ -57,12 +58,13 @@ def main() -> None:
 
     # Train the plan, as real TorchRec tables.
     collections, served = {}, {}
-    for name, n in bench.table_rows.items():
+    for table in bench.tables:
+        name, n = table.name, table.num_embeddings
         config = EmbeddingBagConfig(name=name, num_embeddings=n, embedding_dim=args.dim)
         collections[name] = BudgetedEmbeddingBagCollection([config], plan)
     tables = CollectionTables(collections).draw(training.init_std, torch.Generator())
     backbone = LightGCN(BipartiteGraph(split.train.csr()))
-    train_bpr(backbone, tables, split.train, training, seed=0, progress=True)
+    fit(task, backbone, tables, training, seed=0, progress=True)
 
     # Serve it.
     for name, collection in collections.items():
@@ -70,7 +72,7 @@ def main() -> None:
         served[name].save(args.out / f"{name}.safetensors")
     scores = backbone.scores(CollectionTables(served))
     size = sum(sum(module.allocated_bytes().values()) for module in served.values())
-    full = bench.pretrained().evaluate(split).mean()["recall@20"]
+    full = bench.full().evaluate().mean()["recall@20"]
     print(f"full tables: {4 * args.dim * rows:,} bytes, recall@20 {full:.4f}")
     print(f"the plan: {size:,} bytes, recall@20 {evaluate(scores, split).mean()['recall@20']:.4f}")
 

@@ -19,7 +19,8 @@ from bet_torchrec.embeddings import BudgetedEmbeddingBagCollection, quantize
 from bet_torchrec.evaluation import evaluate
 from bet_torchrec.models import NCF
 from bet_torchrec.planning import SIZERS
-from bet_torchrec.training import TrainingWorkbench, fast, fast_fine_tuning, train_bpr
+from bet_torchrec.tasks import RankingTask
+from bet_torchrec.training import TrainingWorkbench, fast, fit
 from bet_torchrec.training.collection_tables import CollectionTables
 
 
@@ -40,11 +41,10 @@ def main() -> None:
     split = random_split(data, seed=0).by_rank()
 
     # Plan: NCF's tables are "user", "item", "user_gmf" and "item_gmf".
-    training = replace(fast("ncf"), max_epochs=args.epochs, validate_every=10**9)
-    tuning = fast_fine_tuning("ncf")
-    bench = TrainingWorkbench(
-        split, backbone="ncf", embedding_dim=args.dim, pretraining=training, fine_tuning=tuning
-    )
+    recipe = fast("ncf")
+    training = replace(recipe.training, max_epochs=args.epochs, validate_every=10**9)
+    task = RankingTask(split, "ncf", embedding_dim=args.dim, bpr=recipe.bpr)
+    bench = TrainingWorkbench(task, training=training, fine_tuning=recipe.fine_tuning)
     sizer = BET(iterations=8, finalists=2) if args.sizer == "bet" else SIZERS[args.sizer]()
     budget = Budget.sparsity(args.sparsity)
     planner = BudgetPlanner(budget=budget, widths=(0, 4, 8, 16, 32, 64), sizer=sizer)
@@ -54,12 +54,13 @@ def main() -> None:
 
     # Train the plan, as real TorchRec tables.
     collections = {}
-    for name, n in bench.table_rows.items():
+    for table in bench.tables:
+        name, n = table.name, table.num_embeddings
         config = EmbeddingBagConfig(name=name, num_embeddings=n, embedding_dim=args.dim)
         collections[name] = BudgetedEmbeddingBagCollection([config], plan)
     tables = CollectionTables(collections).draw(training.init_std, torch.Generator())
     backbone = NCF(data.num_users, data.num_items, dim=args.dim)
-    train_bpr(backbone, tables, split.train, training, seed=0, progress=True)
+    fit(task, backbone, tables, training, seed=0, progress=True)
 
     # Serve it in int8, whatever the plan counted.
     served = {name: quantize(module, precision="int8") for name, module in collections.items()}

@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> None:
 
 def evaluate_run(folder: Path, args: argparse.Namespace) -> Metrics:
     """A trained run's metrics: data, split and model as its config.json says."""
-    from ..training import SizedEmbedding, TrainedModel
-    from ..training.workbench import precisions_of
+    from ..training import SizedEmbedding, Trained
+    from ..training.trained import precisions_of
     from .inspect import load_plan
 
     config = run_folder.config(folder, "train")
@@ -80,16 +80,19 @@ def evaluate_run(folder: Path, args: argparse.Namespace) -> Metrics:
     bench = workbench_of(settings, split, models=None)
     plan = None if settings.full else load_plan(folder / run_folder.PLAN)
     sizes = {
-        name: np.full(rows, settings.dim, np.int32) if plan is None else plan.sizes(name)
-        for name, rows in bench.table_rows.items()
+        t.name: np.full(t.num_embeddings, settings.dim, np.int32)
+        if plan is None
+        else plan.sizes(t.name)
+        for t in bench.tables
     }
-    model = TrainedModel.load(
+    model = Trained.load(
         folder / run_folder.WEIGHTS,
-        bench.new_backbone(settings.seed),
+        bench.task,
+        bench.task.new_model(settings.seed),
         SizedEmbedding(sizes).to(bench.device),
         precisions=None if plan is None else precisions_of(plan),
     )
-    return model.evaluate(split, on=args.on, mask=args.mask)
+    return model.evaluate(part=args.on, mask=args.mask)
 
 
 def report(metrics: Metrics, *, quiet: bool) -> None:

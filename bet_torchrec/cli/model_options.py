@@ -13,7 +13,7 @@ from .options import number, whole
 
 if TYPE_CHECKING:
     from ..data import Split
-    from ..training import TrainingWorkbench, TrainSettings
+    from ..training import RankingRecipe, TrainingWorkbench
 
 BACKBONES = ("lightgcn", "ngcf", "ncf")
 
@@ -55,20 +55,20 @@ TRAINING = (
 )
 
 
-def training_settings(args: argparse.Namespace) -> TrainSettings:
+_BPR = ("batch_size", "l2")  # of all trainings; the others are of full ones alone
+
+
+def recipe_of(args: argparse.Namespace) -> RankingRecipe:
     """The recipe, with what the options change."""
     from ..training import fast, paper
 
     recipe = (fast if args.recipe == "fast" else paper)(args.backbone)
-    return dataclasses.replace(recipe, **_given(args, [name for name, _, _ in TRAINING]))
-
-
-def probe_settings(args: argparse.Namespace) -> TrainSettings:
-    """A probe's fine-tuning: the recipe's, with the batch size and l2 of the full training."""
-    from ..training import fast_fine_tuning, paper_fine_tuning
-
-    recipe = (fast_fine_tuning if args.recipe == "fast" else paper_fine_tuning)(args.backbone)
-    return dataclasses.replace(recipe, **_given(args, ["batch_size", "l2"]))
+    own = [name for name, _, _ in TRAINING if name not in _BPR]
+    return dataclasses.replace(
+        recipe,
+        bpr=dataclasses.replace(recipe.bpr, **_given(args, _BPR)),
+        training=dataclasses.replace(recipe.training, **_given(args, own)),
+    )
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -79,19 +79,20 @@ def workbench_of(
     args: argparse.Namespace, split: Split, *, models: Path | None
 ) -> TrainingWorkbench:
     """The workbench that the options describe; trained models are kept under ``models``."""
+    from ..tasks import RankingTask
     from ..training import ProbeCheck, TrainingWorkbench
 
+    recipe, device = recipe_of(args), _checked_device(args.device)
+    task = RankingTask(split, args.backbone, embedding_dim=args.dim, bpr=recipe.bpr, device=device)
     return TrainingWorkbench(
-        split,
-        backbone=args.backbone,
-        embedding_dim=args.dim,
-        pretraining=training_settings(args),
-        fine_tuning=probe_settings(args),
+        task,
+        training=recipe.training,
+        fine_tuning=recipe.fine_tuning,
         warm_start=getattr(args, "warm_start", "rotated"),
         check=ProbeCheck() if getattr(args, "stop_hopeless", False) else None,
         run_dir=models,
         seed=args.seed,
-        device=_checked_device(args.device),
+        device=device,
         progress=not args.quiet,
     )
 

@@ -78,8 +78,9 @@ def run(args: argparse.Namespace) -> None:
     began = time.perf_counter()
     metrics: dict[str, Any] = {}
     if args.sizer == "bet":
-        metrics["full_validation_quality"] = bench.full_quality()
-        metrics["pretraining_seconds"] = round(bench.pretrained().result.seconds, 3)
+        full = bench.full().outcome
+        metrics["full_validation_quality"] = full.quality
+        metrics["pretraining_seconds"] = round(full.seconds, 3)
     plan = planner.plan(
         bench.tables,
         bench.counts(),

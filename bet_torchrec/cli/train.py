@@ -21,7 +21,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..training import TrainResult
+    from ..outcome import Outcome
 
 
 def add(commands: Any) -> None:
@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> None:
     folder = run_folder.start(args.run_dir, args, data=describe_split(split))
     if plan is not None:
         plan.save(folder / run_folder.PLAN)
-    model = bench.pretrained() if plan is None else bench.train_model(plan, seed=args.seed)
+    model = bench.full() if plan is None else bench.train_model(plan, seed=args.seed)
     model.save(folder / run_folder.WEIGHTS)
-    write_log(folder / run_folder.TRAIN_LOG, model.result)
-    metrics = model.evaluate(split, on="test", mask=args.mask)
+    write_log(folder / run_folder.TRAIN_LOG, model.outcome)
+    metrics = model.evaluate(part="test", mask=args.mask)
     save_per_user(folder / run_folder.PER_USER, metrics)
     run_folder.write_json(
         folder / run_folder.METRICS,
@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> None:
             "validation_quality": model.quality,
             "parameters": model.embedding.num_weights(),
             **({} if plan is None else {"cost": plan.cost(), "unit": plan.budget.cost_unit}),
-            "epochs": model.result.epochs,
-            "stopped": model.result.stopped,
-            "seconds": round(model.result.seconds, 3),
+            "epochs": model.outcome.epochs,
+            "stopped": model.outcome.stopped,
+            "seconds": round(model.outcome.seconds, 3),
             **serving_note(args.backbone),
         },
     )
@@ -76,7 +76,6 @@ def run(args: argparse.Namespace) -> None:
 def check_plan(plan: Any, bench: Any, split: Any) -> None:
     """Raise InvalidInputError unless the plan is of these tables, and made for these counts."""
     from ..errors import InvalidInputError
-    from ..planning.counts import RowCounts
 
     wanted = {t.name: (t.num_embeddings, t.embedding_dim) for t in bench.tables}
     got = {t.name: (t.rows, t.embedding_dim) for t in plan.tables}
@@ -86,7 +85,7 @@ def check_plan(plan: Any, bench: Any, split: Any) -> None:
             "--backbone and --dim that it was made with"
         )
     for name, counts in bench.counts().items():
-        ours, its = RowCounts.from_rows(counts).fingerprint(), plan[name].counts_fingerprint
+        ours, its = counts.fingerprint(), plan[name].counts_fingerprint
         if its is not None and ours != its:
             raise InvalidInputError(
                 f"the plan was made for other counts of table {name!r}: give the --data, --split, "
@@ -94,7 +93,7 @@ def check_plan(plan: Any, bench: Any, split: Any) -> None:
             )
 
 
-def write_log(path: Path, result: TrainResult) -> None:
+def write_log(path: Path, result: Outcome) -> None:
     """train.jsonl: a line a validation, then one that sums up."""
     lines: list[dict[str, Any]] = [
         {"step": step, "quality": quality} for step, quality in result.history

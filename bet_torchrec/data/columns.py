@@ -20,14 +20,10 @@ Column = str | int | None
 
 # Compared in lower case without anything but letters and digits, up to a colon (RecBole's types).
 KNOWN: dict[str, tuple[str, ...]] = {
-    "user": ("user", "users", "userid", "uid", "userindex", "reviewerid", "customerid"),
-    "item": (
-        *("item", "items", "itemid", "iid", "movie", "movieid", "business", "businessid", "asin"),
-        *("product", "productid", "track", "trackid", "song", "songid", "book", "bookid", "isbn"),
-        *("location", "locationid", "poi", "poiid", "venueid", "artistid"),
-    ),
-    "rating": ("rating", "ratings", "score", "stars", "overall"),
-    "timestamp": ("timestamp", "timestamps", "time", "ts", "unixreviewtime"),
+    "user": ("user", "users", "userid", "uid"),
+    "item": ("item", "items", "itemid", "iid", "movie", "movieid", "business", "businessid"),
+    "rating": ("rating", "ratings", "score", "stars"),
+    "timestamp": ("timestamp", "timestamps", "time", "ts"),
     "test": ("lightgcntest", "testmark", "test"),
 }
 

@@ -1,7 +1,7 @@
-"""Download of public files: resumed, checked, and in place only when whole.
+"""Download of public files, some megabytes each: checked, and in place only when whole.
 
-A file grows under a name of its own (``NAME.part``) and gets its real one when size and checksum
-are right, so that what is there can be trusted. Nothing in a file is ever run.
+A file grows under a temporary name and gets its real one when its length and checksum are right,
+so that what is there can be trusted. Nothing in a file is ever run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import http.client
 import logging
 import os
-import re
 import time
 import urllib.error
 import urllib.request
@@ -36,11 +35,7 @@ _BLOCK, _LARGEST_MEMBER = 1 << 18, 1 << 30
 
 
 class _Interrupted(Exception):
-    """The connection ended early, what came is kept. progress: whether anything came."""
-
-    def __init__(self, why: str, progress: bool) -> None:
-        super().__init__(why)
-        self.progress = progress
+    """The server or the connection failed; asking again may help."""
 
 
 def fetch(
@@ -89,52 +84,44 @@ def download(
     path: str | Path,
     *,
     checksum: str | None = None,
-    size: int | None = None,
     timeout: float = 30.0,
     attempts: int = 4,
     progress: bool | None = None,
 ) -> Path:
-    """Download one file by HTTP; a partial download is continued, here and in a later call.
+    """Download one file by HTTP.
 
     Args:
         path: where to; the folder exists. checksum: "sha256:...", "md5:..." or "git:...".
-        size: in bytes. attempts: in a row that bring nothing new, after a server failed.
-        timeout: seconds that the server may be silent.
+        attempts: how often to ask a server that fails. timeout: seconds that it may be silent.
 
     Raises:
-        DownloadError: no connection, the server has no such file, the wrong size or checksum (the
-            file is deleted), or the connection kept breaking (the part is kept).
+        DownloadError: no connection, the server has no such file, the wrong checksum, or the
+            connection kept breaking.
     """
     path = Path(path)
     if urlsplit(url).scheme not in ("http", "https"):
         raise DataError(f"url should be http or https, got {url!r}")
-    part = path.with_name(path.name + ".part")
-    resumed, failures = part.exists() and part.stat().st_size > 0, 0
-    while True:
-        try:
-            _continue(url, part, timeout, progress)
-            wrong = _mismatch(part, checksum, size)
-            if wrong is None:
-                os.replace(part, path)
-                return path
-            part.unlink()
-            if not resumed:
-                raise DownloadError(
-                    f"{url} is not the expected file: {wrong}. It was deleted; if it happens again "
-                    "the file has changed at its source, or something on the way replaces it"
-                )
-            # What was there before may have been of another version: once more from the start.
-            _log.warning("%s: %s after resuming; starting again", url, wrong)
-            resumed = False
-        except _Interrupted as error:
-            failures = 1 if error.progress else failures + 1
-            if failures >= attempts:
-                have = part.stat().st_size if part.exists() else 0
-                raise DownloadError(
-                    f"{url}: {error}; {have:,} bytes are kept, the same call continues from them"
-                ) from error
-            resumed = True
-            time.sleep(min(0.2 * 2**failures, 5.0))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        for attempt in range(1, attempts + 1):
+            try:
+                _get(url, temporary, timeout, progress)
+                break
+            except _Interrupted as error:
+                if attempt == attempts:
+                    raise DownloadError(f"{url}: {error}, {attempts} times") from error
+                time.sleep(0.2 * 2**attempt)
+        empty = "it is empty" if temporary.stat().st_size == 0 else None
+        wrong = empty or (check_sum(temporary, checksum) if checksum else None)
+        if wrong:
+            raise DownloadError(
+                f"{url} is not the expected file: {wrong}. It was deleted; if it happens again the "
+                "file has changed at its source, or something on the way replaces it"
+            )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
 
 
 def check_sum(path: Path, checksum: str) -> str | None:
@@ -190,21 +177,14 @@ def _fetch_one(source: Source, folder: Path, timeout: float, progress: bool | No
     if all((folder / name).is_file() for name in wanted):
         return
     path = folder / source.name
-    missing: list[str] = []
-    for url in source.urls:
-        _log.info("downloading %s to %s", url, path)
-        checks: dict[str, Any] = {"checksum": source.checksum, "size": source.size}
-        try:
-            download(url, path, timeout=timeout, progress=progress, **checks)
-            break
-        except DownloadError as error:
-            missing.append(str(error))
-    else:
+    _log.info("downloading %s to %s", source.url, path)
+    try:
+        download(source.url, path, checksum=source.checksum, timeout=timeout, progress=progress)
+    except DownloadError as error:
         raise DownloadError(
-            f"{source.name} could not be downloaded: {'; '.join(missing)}. Without a connection, "
-            f"put the file into {folder} by hand, or name a folder that has it by data_dir= or "
-            "BET_TORCHREC_DATA"
-        )
+            f"{source.name} could not be downloaded: {error}. Without a connection, put the file "
+            f"into {folder} by hand, or name a folder that has it by data_dir= or BET_TORCHREC_DATA"
+        ) from error
     if source.members:
         try:
             unpack(path, folder, source.members)
@@ -212,83 +192,48 @@ def _fetch_one(source: Source, folder: Path, timeout: float, progress: bool | No
             path.unlink(missing_ok=True)
 
 
-def _continue(url: str, part: Path, timeout: float, progress: bool | None) -> None:
-    """Append what is missing of a file to its part."""
-    have = part.stat().st_size if part.exists() else 0
-    # identity: bytes counted and resumed must be the file's own, not those of a compressed form.
+def _get(url: str, path: Path, timeout: float, progress: bool | None) -> None:
+    """Write what a server sends, all of it."""
+    # identity: the bytes that are counted must be the file's own, not those of a compressed form.
     headers = {"User-Agent": "bet_torchrec", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    came = 0
     try:
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.urlopen(request, timeout=timeout) as answer:
-            start = _start(answer, have)
             length = answer.headers.get("Content-Length")
-            total = start + int(length) if length and length.isdigit() else None
-            with open(part, "r+b" if start else "wb") as file, _bar(part, total, progress) as bar:
-                file.seek(start)
-                bar.update(start)
-                # read1 hands over what has come; read would lose it where the connection breaks.
+            total = int(length) if length and length.isdigit() else None
+            with open(path, "wb") as file, _bar(url, total, progress) as bar:
                 while block := answer.read1(_BLOCK):
                     file.write(block)
-                    came += len(block)
                     bar.update(len(block))
-                file.truncate()
-        if total is not None and start + came < total:
-            raise _Interrupted(f"the connection ended at {start + came:,} of {total:,}", came > 0)
+                came = file.tell()
+        if total is not None and came < total:
+            raise _Interrupted(f"the connection ended at {came:,} of {total:,} bytes")
     except urllib.error.HTTPError as error:
-        _explain(error, url, part, have)
+        error.close()
+        why = f"the server answered {error.code} {error.reason}"
+        if error.code >= 500 or error.code in (408, 429):
+            raise _Interrupted(why) from error
+        raise DownloadError(f"{url}: {why}") from error
     except urllib.error.URLError as error:
-        if have or came:
-            raise _Interrupted(f"no connection ({error.reason})", came > 0) from error
         raise DownloadError(f"{url}: no connection ({error.reason})") from error
     except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        why = str(error) or type(error).__name__
-        raise _Interrupted(f"the connection broke ({why})", came > 0) from error
+        raise _Interrupted(
+            f"the connection broke ({str(error) or type(error).__name__})"
+        ) from error
 
 
-def _start(answer: Any, have: int) -> int:
-    """Where the server's bytes start: at what was asked for, or at 0 if it sends everything."""
-    if answer.status != 206:
-        return 0
-    match = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range") or "")
-    if match is None or int(match[1]) > have:
-        raise DownloadError(
-            f"{answer.url} answered a request for bytes from {have} with Content-Range "
-            f"{answer.headers.get('Content-Range')!r}"
-        )
-    return int(match[1])
-
-
-def _explain(error: urllib.error.HTTPError, url: str, part: Path, have: int) -> None:
-    error.close()
-    if error.code == 416 and have:
-        # Nothing after what we have: it is whole, or of another version. The checks will say.
-        total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range") or "")
-        if total is None or int(total[1]) != have:
-            part.unlink(missing_ok=True)
-            raise _Interrupted("the partial file was longer than the file", False) from error
-        return
-    if error.code >= 500 or error.code in (408, 429):
-        raise _Interrupted(f"the server answered {error.code} {error.reason}", False) from error
-    raise DownloadError(f"{url}: the server answered {error.code} {error.reason}") from error
-
-
-def _mismatch(path: Path, checksum: str | None, size: int | None) -> str | None:
-    have = path.stat().st_size
-    if size is not None and have != size:
-        return f"it should have {size:,} bytes, got {have:,}"
-    if have == 0:
-        return "it is empty"
-    return None if checksum is None else check_sum(path, checksum)
-
-
-def _bar(part: Path, total: int | None, progress: bool | None) -> Any:
+def _bar(url: str, total: int | None, progress: bool | None) -> Any:
     from tqdm import tqdm
 
     hide = None if progress is None else not progress
-    return tqdm(total=total, unit="B", unit_scale=True, desc=part.stem, disable=hide, leave=False)
+    return tqdm(
+        total=total,
+        unit="B",
+        unit_scale=True,
+        desc=url.rsplit("/", 1)[-1],
+        disable=hide,
+        leave=False,
+    )
 
 
 @contextmanager

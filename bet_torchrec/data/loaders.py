@@ -23,7 +23,7 @@ VARIABLE = "BET_TORCHREC_DATA"
 # What a folder may hold, first choice first.
 _IN_A_FOLDER = tuple(dict.fromkeys(name for known in DATASETS.values() for name in known.files))
 # GroupLens' own files have no header and this order.
-_MOVIELENS = Columns(user=0, item=1, rating=2, timestamp=3)
+MOVIELENS = Columns(user=0, item=1, rating=2, timestamp=3)
 _MOVIELENS_FILES = frozenset({"ratings.dat", "u.data"})
 
 
@@ -154,7 +154,7 @@ def _read(
     if path.suffix == ".npz":
         return read_npz(path, columns)
     if path.name.removesuffix(".gz") in _MOVIELENS_FILES and columns == Columns():
-        columns, header = _MOVIELENS, False
+        columns, header = MOVIELENS, False
     return read_text(path, columns, delimiter=delimiter, header=header, rated=rated)
 
 

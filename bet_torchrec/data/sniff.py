@@ -40,10 +40,10 @@ def is_lists(sample: list[str], delimiter: str) -> bool:
     return len(lengths) > 1 or lengths.pop() > 4
 
 
-def refuse_foreign(start: bytes, path: Path) -> None:
-    """Say what a file is that is no text of interactions."""
+def refuse_foreign(start: bytes, path: Path, expected: str) -> None:
+    """Say what a file is that is no text of these lines."""
     if not start.strip():
-        raise DataError(f"{path} is empty; expected lines of a user and an item")
+        raise DataError(f"{path} is empty; expected lines of {expected}")
     kind = None
     head = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
@@ -57,4 +57,4 @@ def refuse_foreign(start: bytes, path: Path) -> None:
     elif head.startswith((b"{", b"[")):
         kind = "JSON"
     if kind:
-        raise DataError(f"{path} should be text, a user and an item on a line; it is {kind}")
+        raise DataError(f"{path} should be text, {expected} on a line; it is {kind}")

@@ -27,15 +27,13 @@ class Member:
 class Source:
     """A file to download.
 
-    urls: tried in turn where a server has no such file. checksum: "git:HEX" (a git blob's SHA-1),
-    "md5:HEX" or "sha256:HEX", None where none is known. size: in bytes, where known.
+    checksum: "git:HEX" (a git blob's SHA-1), "md5:HEX" or "sha256:HEX", None where none is known.
     members: of a zip archive, what to unpack; the archive itself is not kept.
     """
 
-    urls: tuple[str, ...]
+    url: str
     name: str
     checksum: str | None = None
-    size: int | None = None
     members: tuple[Member, ...] = ()
 
 
@@ -64,8 +62,8 @@ def _lightgcn(name: str, test_blob: str) -> tuple[Source, ...]:
     # (and, for Gowalla, here too). The fingerprint of the pairs decides in any case.
     folder = f"{_LIGHTGCN}/{name}"
     return (
-        Source(urls=(f"{folder}/train.txt",), name="train.txt"),
-        Source(urls=(f"{folder}/test.txt",), name="test.txt", checksum=f"git:{test_blob}"),
+        Source(url=f"{folder}/train.txt", name="train.txt"),
+        Source(url=f"{folder}/test.txt", name="test.txt", checksum=f"git:{test_blob}"),
     )
 
 
@@ -101,7 +99,7 @@ _SETS = (
         sources=(
             # The MD5 is the one GroupLens publishes; the archive itself was not seen here.
             Source(
-                urls=(f"{_GROUPLENS}/ml-1m.zip",),
+                url=f"{_GROUPLENS}/ml-1m.zip",
                 name="ml-1m.zip",
                 checksum="md5:c4d9eecfca2ab87c1945afe126590906",
                 members=(
@@ -110,6 +108,9 @@ _SETS = (
                         name="ratings.dat",
                         checksum="git:77a7c4b150f588c23bb9e1f068aa996c0b413695",
                     ),
+                    # Clicks are joined with who rated and what was rated.
+                    Member(path="ml-1m/users.dat", name="users.dat"),
+                    Member(path="ml-1m/movies.dat", name="movies.dat"),
                 ),
             ),
         ),
@@ -124,7 +125,7 @@ _SETS = (
         sources=(
             # As above: GroupLens' published MD5, the archive not seen here.
             Source(
-                urls=(f"{_GROUPLENS}/ml-100k.zip",),
+                url=f"{_GROUPLENS}/ml-100k.zip",
                 name="ml-100k.zip",
                 checksum="md5:0e33842e24a9c977be4e0107933c0723",
                 members=(Member(path="ml-100k/u.data", name="u.data"),),

@@ -72,9 +72,9 @@ def random_split(
         seed: of the draw. The same interactions in another order get another split; the loaders
             sort them.
     """
-    shares = _shares(ratios)
+    shares = checked_shares(ratios)
     part = _deal(interactions.users, interactions.num_users, shares, _keys(interactions, seed))
-    return _split(interactions, part, how=f"random {_percent(shares)} per user", seed=seed)
+    return _split(interactions, part, how=f"random {percent(shares)} per user", seed=seed)
 
 
 def published_split(
@@ -128,7 +128,7 @@ def temporal_split(
     Raises:
         DataError: the data has no timestamps.
     """
-    shares = _shares(ratios)
+    shares = checked_shares(ratios)
     if interactions.timestamps is None:
         raise DataError(f"{interactions.name} has no timestamps; use random_split")
     if scope not in ("user", "global"):
@@ -140,11 +140,12 @@ def temporal_split(
         part = _deal(interactions.users, interactions.num_users, shares, moment)
     else:
         part = _deal(np.zeros_like(interactions.users), 1, shares, moment)
-    how = f"temporal {_percent(shares)} {'per user' if scope == 'user' else 'over all'}"
+    how = f"temporal {percent(shares)} {'per user' if scope == 'user' else 'over all'}"
     return _split(interactions, part, how=how, seed=seed)
 
 
-def _shares(ratios: Sequence[float]) -> tuple[float, float, float]:
+def checked_shares(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """Of train, validation and test, or DataError."""
     shares = tuple(float(ratio) for ratio in ratios)
     fine = len(shares) == 3 and all(math.isfinite(share) and share >= 0 for share in shares)
     if not fine or abs(sum(shares) - 1) > 1e-6 or shares[0] == 0:
@@ -187,5 +188,6 @@ def _split(
     return Split(train=train, validation=validation, test=test, how=how, seed=seed)
 
 
-def _percent(shares: tuple[float, float, float]) -> str:
+def percent(shares: tuple[float, float, float]) -> str:
+    """As reports write them: 80/10/10."""
     return "/".join(f"{100 * share:g}" for share in shares)

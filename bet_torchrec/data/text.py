@@ -5,26 +5,23 @@ Read in pieces, by Python's csv module; 1.5 to 2.5 seconds a million interaction
 
 from __future__ import annotations
 
-import csv
-import gzip
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .columns import Columns, RawPairs, find, position
 from .errors import DataError
-from .sniff import delimiter_of, has_header, is_lists, refuse_foreign
+from .lines import is_whole, opened, rows_of
+from .sniff import delimiter_of, has_header, is_lists
 
 Layout = Literal["auto", "pairs", "lists"]
 
 PIECE = 500_000  # rows read at a time
 _LONGEST_ID = 200
+_EXPECTED = "a user and an item"
 _MISSING = ("", "nan", "null", "none", "na")
 
 
@@ -46,16 +43,16 @@ def read_text(
             (LightGCN); "auto" takes lists where lines separated by blanks differ in length.
         rated: ratings are needed; without a header or a position they are the third column.
     """
-    with _opened(path) as file:
+    with opened(path, _EXPECTED) as file:
         sample = [line for line in islice(file, 100) if line.strip()]
     if not sample:
-        raise DataError(f"{path} is empty; expected lines of a user and an item")
+        raise DataError(f"{path} is empty; expected lines of {_EXPECTED}")
     delimiter = delimiter or delimiter_of(sample[0])
     if layout == "auto":
         layout = "lists" if is_lists(sample, delimiter) else "pairs"
     if layout == "lists":
         return _read_lists(path, delimiter)
-    rows = list(_rows(sample, delimiter))
+    rows = list(rows_of(sample, delimiter))
     width = len(rows[0])
     if width < 2:
         raise DataError(
@@ -73,8 +70,8 @@ def _read_pairs(
 ) -> RawPairs:
     pieces: dict[str, list[NDArray[Any]]] = {what: [] for what in at}
     done = 0
-    with _opened(path) as file:
-        rows = _rows(file, delimiter)
+    with opened(path, _EXPECTED) as file:
+        rows = rows_of(file, delimiter)
         if header:
             next(rows)
         while piece := list(islice(rows, PIECE)):
@@ -105,8 +102,8 @@ def _read_lists(path: Path, delimiter: str) -> RawPairs:
     users: list[str] = []
     lengths: list[int] = []
     items: list[str] = []
-    with _opened(path) as file:
-        for row in _rows(file, delimiter):
+    with opened(path, _EXPECTED) as file:
+        for row in rows_of(file, delimiter):
             users.append(row[0].strip())
             cells = [cell for cell in row[1:] if cell.strip()]
             lengths.append(len(cells))
@@ -131,36 +128,22 @@ def ids_of(cells: list[str], what: str, start: int) -> NDArray[Any]:
             f": {cells[bad][:40]!r}...; is it the right column?"
         )
     array = np.array(cells)
-    if _is_whole(array):
+    if is_whole(array):
         return array.astype(np.int64)
     for i, cell in enumerate(cells):
         if cell.lower() in _MISSING:
             raise DataError(f"{what} id is missing in row {start + i + 1} ({cell!r}); remove it")
     if all(cell.endswith(".0") for cell in cells):
         whole = np.array([cell[:-2] for cell in cells])
-        if _is_whole(whole):
+        if is_whole(whole):
             return whole.astype(np.int64)
     return array
-
-
-def _is_whole(array: NDArray[Any]) -> bool:
-    """Whether all are written as str(int) would, in at most 18 digits."""
-    width = array.dtype.itemsize // 4
-    if not 1 <= width <= 18:
-        return False
-    codes = np.ascontiguousarray(array).view(np.uint32).reshape(len(array), width)
-    minus = (codes[:, 0] == ord("-")) if width > 1 else np.zeros(len(array), dtype=bool)
-    digit = (codes >= ord("0")) & (codes <= ord("9"))
-    lengths = (codes != 0).sum(axis=1)
-    leading = np.where(minus, codes[:, min(1, width - 1)], codes[:, 0])
-    fine = (digit.sum(axis=1) + minus == lengths) & (lengths > minus)
-    return bool((fine & ((leading != ord("0")) | (lengths == 1))).all())
 
 
 def _numbers(cells: list[str], what: str, start: int) -> NDArray[Any]:
     if max(map(len, cells)) <= _LONGEST_ID:
         array = np.array(cells)
-        if _is_whole(array):
+        if is_whole(array):
             return array.astype(np.int64)
         try:
             return array.astype(np.float64)
@@ -206,41 +189,3 @@ def _places(
     if at["user"] == at["item"]:
         raise DataError(f"{source}: users and items can't be the same column, {at['user']}")
     return at
-
-
-def _rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
-    """Rows of cells, blank lines left out."""
-    if delimiter == " ":
-        rows: Iterable[list[str]] = (line.split() for line in lines)
-    elif delimiter == "::":
-        rows = csv.reader(
-            (line.replace("::", "\x1f") for line in lines),
-            delimiter="\x1f",
-            quoting=csv.QUOTE_NONE,
-        )
-    elif delimiter in ",;":
-        rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-    else:
-        rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-    return (row for row in rows if len(row) > 1 or (row and row[0].strip()))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[str]]:
-    """The text of a file, unzipped where it is gzip; whatever is wrong with it is a DataError."""
-    try:
-        with open(path, "rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-        opener: Any = gzip.open if zipped else open
-        with opener(path, "rb") as file:
-            refuse_foreign(file.read(4096), path)
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as text:
-            yield text
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} should be text in UTF-8: {error}; convert it") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is a damaged or truncated gzip file: {error}") from error
-    except csv.Error as error:
-        raise DataError(f"{path} can't be read as csv: {error}; is a quote open?") from error
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error}") from error

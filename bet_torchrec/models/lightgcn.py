@@ -32,6 +32,10 @@ class LightGCN(nn.Module):
         self.layers = layers
 
     @property
+    def table_sides(self) -> Mapping[str, str]:
+        return {"user": "user", "item": "item"}
+
+    @property
     def table_rows(self) -> Mapping[str, int]:
         return {"user": self.graph.num_users, "item": self.graph.num_items}
 

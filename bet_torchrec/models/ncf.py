@@ -39,6 +39,10 @@ class NCF(nn.Module):
         self.reset_parameters()
 
     @property
+    def table_sides(self) -> Mapping[str, str]:
+        return {"user": "user", "item": "item", "user_gmf": "user", "item_gmf": "item"}
+
+    @property
     def table_rows(self) -> Mapping[str, int]:
         return {
             "user": self.num_users,

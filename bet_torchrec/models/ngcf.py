@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidInputError
+from .dropout import dropout_mask
 from .propagation import BipartiteGraph
 from .protocol import BPRTerms, EmbeddingModule, check_rows, principal_axes
 
@@ -62,6 +63,10 @@ class NGCF(nn.Module):
         self.register_buffer("axes", torch.eye(dim))
         self.register_buffer("rotated", torch.tensor(False))
         self.reset_parameters()
+
+    @property
+    def table_sides(self) -> Mapping[str, str]:
+        return {"user": "user", "item": "item"}
 
     @property
     def table_rows(self) -> Mapping[str, int]:
@@ -137,12 +142,12 @@ class NGCF(nn.Module):
         out = F.leaky_relu(mixed, _SLOPE)
         if not self.training or not self.message_dropout:
             return out
-        return out * _mask(out.shape, self.message_dropout, out.device, generator)
+        return out * dropout_mask(out.shape, self.message_dropout, out.device, generator)
 
     def _drop_nodes(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
         if not self.training or not self.node_dropout:
             return rows
-        return rows * _mask((len(rows), 1), self.node_dropout, rows.device, generator)
+        return rows * dropout_mask((len(rows), 1), self.node_dropout, rows.device, generator)
 
     def _turned_back(self, table: Tensor) -> Tensor:
         return table @ self.axes[:, : table.shape[1]].T if bool(self.rotated) else table
@@ -159,16 +164,3 @@ class NGCF(nn.Module):
         self.axes.copy_(self.axes @ axes)
         self.rotated.fill_(True)
         return {name: table @ axes for name, table in tables.items()}
-
-
-def _mask(
-    shape: Sequence[int], share: float, device: torch.device, generator: torch.Generator | None
-) -> Tensor:
-    """fp32 0 with probability ``share`` (to 2^-16), else 1 / (1 - share)."""
-    # Four 16-bit draws out of each 64-bit one: four times as fast as bernoulli_ or rand.
-    size = torch.Size(shape).numel()
-    bits = torch.empty(-(-size // 4), dtype=torch.int64, device=device)
-    bits.random_(-(2**63), None, generator=generator)
-    dropped = round(share * 2**16)
-    kept = bits.view(torch.int16)[:size] >= dropped - 2**15
-    return (kept * (2**16 / (2**16 - dropped))).view(shape)

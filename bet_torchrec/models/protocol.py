@@ -59,6 +59,11 @@ class Backbone(Protocol):
         """Its tables: rows by name."""
         ...
 
+    @property
+    def table_sides(self) -> Mapping[str, str]:
+        """Its tables: "user" or "item" by name."""
+        ...
+
     def __call__(
         self,
         embedding: EmbeddingModule,

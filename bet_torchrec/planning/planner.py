@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InvalidInputError
+from ..team import Alone, Team
 from .budget import Budget
 from .collective import plan_together
 from .counts import RowCounts
 from .plan import SizePlan
-from .sizers import BET, Evaluate, Sizer, SizingProblem, Workbench
+from .sizers import BET, Evaluate, Sizer, SizingProblem, Train, Workbench
 from .tables import Table, TableSpec, table_specs
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class BudgetPlanner:
         counts: Mapping[str, Any],
         evaluate: Evaluate | None = None,
         *,
+        train: Train | None = None,
+        identity: str | None = None,
         workbench: Workbench | None = None,
         run_dir: str | Path | None = None,
         resume: str | Path | None = None,
@@ -73,6 +76,10 @@ class BudgetPlanner:
             counts: by table name, one integer a row in id order (array, tensor, sequence), or
                 RowCounts.
             evaluate: plan -> quality, higher is better: the user's own brief fine-tune.
+            train: (plan, seed) -> quality: the user's own full training, from scratch, for sizers
+                that retrain their best few.
+            identity: what evaluate and train depend on (model, data, version), in words: a search
+                is then resumed with the same only.
             workbench: instead of evaluate, for sizers that want more than that.
             run_dir: where a search keeps its history. resume: the run_dir of an earlier,
                 interrupted call, to continue to the plan that it would have given.
@@ -86,6 +93,8 @@ class BudgetPlanner:
             tables,
             counts,
             evaluate,
+            train=train,
+            identity=identity,
             workbench=workbench,
             run_dir=run_dir,
             resume=resume,
@@ -100,6 +109,8 @@ class BudgetPlanner:
         evaluate: Evaluate | None = None,
         pg: ProcessGroup | None = None,
         *,
+        train: Train | None = None,
+        identity: str | None = None,
         workbench: Workbench | None = None,
         run_dir: str | Path | None = None,
         resume: str | Path | None = None,
@@ -107,9 +118,9 @@ class BudgetPlanner:
     ) -> SizePlan:
         """Decide on all ranks of a process group: every rank calls this and gets the same plan.
 
-        The counts are to be global, the same on every rank. The sizer runs on the group's first
-        rank; ``evaluate`` (or the workbench) runs on every rank, plan by plan, may train a
-        distributed model, and its values are averaged over the ranks. run_dir and resume are
+        The counts are to be global, the same on every rank. The sizer runs on all ranks over the
+        same decisions; ``evaluate`` and ``train`` run on every rank, plan by plan, may train a
+        distributed model, and their values are averaged over the ranks. run_dir and resume are
         read and written by the first rank alone.
 
         Args:
@@ -120,14 +131,17 @@ class BudgetPlanner:
                 error on one rank is raised on all: there as it was, elsewhere as this.
         """
         return plan_together(
-            lambda: self.problem(
+            lambda team: self.problem(
                 tables,
                 counts,
                 evaluate,
+                train=train,
+                identity=identity,
                 workbench=workbench,
                 run_dir=run_dir,
                 resume=resume,
                 progress=progress,
+                team=team,
             ),
             lambda problem: self._checked(self._sizer(problem)(problem), problem),
             pg,
@@ -140,15 +154,24 @@ class BudgetPlanner:
         counts: Mapping[str, Any],
         evaluate: Evaluate | None = None,
         *,
+        train: Train | None = None,
+        identity: str | None = None,
         workbench: Workbench | None = None,
         run_dir: str | Path | None = None,
         resume: str | Path | None = None,
         progress: bool = False,
+        team: Team | None = None,
     ) -> SizingProblem:
         """The checked problem that a sizer is handed; for calling one by oneself. See ``plan``."""
         specs = table_specs(tables)
         if evaluate is not None and not callable(evaluate):
             raise InvalidInputError(f"evaluate should be a function of a plan, got {evaluate!r}")
+        if train is not None and (not callable(train) or evaluate is None):
+            raise InvalidInputError(
+                "train should be a function of a plan and a seed, beside evaluate, got "
+                f"{train!r} beside {evaluate!r}"
+            )
+        team = team or Alone()
         widths = self.widths
         if isinstance(widths, str):
             widths = range(1, max(spec.embedding_dim for spec in specs) + 1)
@@ -159,15 +182,18 @@ class BudgetPlanner:
             widths=tuple(widths),
             seed=self.seed,
             evaluate=evaluate,
+            train=train,
             workbench=workbench,
-            run_dir=_checked_run_dir(run_dir, resume),
+            identity=None if identity is None else str(identity),
+            run_dir=_checked_run_dir(run_dir, resume, here=team.rank == 0),
             resume=resume is not None,
             progress=progress,
+            team=team,
         )
 
     def _sizer(self, problem: SizingProblem) -> Sizer:
         sizer = BET() if self.sizer is None else self.sizer
-        if getattr(sizer, "needs_evaluation", isinstance(sizer, BET)):
+        if getattr(sizer, "needs_evaluation", False):
             problem.require_evaluation(type(sizer).__name__)
         return sizer
 
@@ -232,7 +258,8 @@ def _checked_counts(specs: Sequence[TableSpec], counts: Mapping[str, Any]) -> tu
     return tuple(checked)
 
 
-def _checked_run_dir(run_dir: Any, resume: Any) -> Path | None:
+def _checked_run_dir(run_dir: Any, resume: Any, *, here: bool) -> Path | None:
+    """The folder to use; here: whether it is this rank that does."""
     if resume is None:
         return None if run_dir is None else Path(run_dir)
     if isinstance(resume, bool):
@@ -241,7 +268,7 @@ def _checked_run_dir(run_dir: Any, resume: Any) -> Path | None:
         raise InvalidInputError(
             f"resume continues in its own folder {resume}, got run_dir {run_dir} too; leave it out"
         )
-    if not Path(resume).is_dir():
+    if here and not Path(resume).is_dir():
         raise InvalidInputError(
             f"resume should be the run_dir of an earlier call, got {resume}, which is no folder"
         )

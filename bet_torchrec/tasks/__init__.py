@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from .task import Batch, Part, Task
+from .clicks import ClickTask
+from .ranking import BPR, RankingTask
+from .task import Batch, Part, Report, Task
 
-__all__ = ["Batch", "Part", "Task"]
+__all__ = ["BPR", "Batch", "ClickTask", "Part", "RankingTask", "Report", "Task"]

@@ -14,12 +14,21 @@ from torch import Tensor, nn
 from ..models.protocol import EmbeddingModule
 from ..planning.counts import RowCounts
 from ..planning.tables import TableSpec
+from ..team import Team
 
 Batch: TypeAlias = Any
 """One step's examples, in a form that only the task knows."""
 
 Part = Literal["validation", "check", "test"]
 """What a quality is over; "check" is a part of validation that is cheap to ask."""
+
+
+class Report(Protocol):
+    """A task's metrics over one part of its data."""
+
+    def mean(self) -> dict[str, float]:
+        """{metric: value}."""
+        ...
 
 
 class Task(Protocol):
@@ -33,6 +42,11 @@ class Task(Protocol):
 
     @property
     def tables(self) -> Sequence[TableSpec]: ...
+
+    @property
+    def team(self) -> Team:
+        """The ranks that share the work; ``Alone()`` in one process."""
+        ...
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -70,6 +84,12 @@ class Task(Protocol):
         self, model: nn.Module, embedding: EmbeddingModule, *, part: Part = "validation"
     ) -> float:
         """Quality, higher is better; on several ranks the same number on each."""
+        ...
+
+    def evaluate(
+        self, model: nn.Module, embedding: EmbeddingModule, *, part: Literal["validation", "test"]
+    ) -> Report:
+        """All metrics of a part."""
         ...
 
 

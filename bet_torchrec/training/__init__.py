@@ -1,42 +1,32 @@
-"""BPR training over tables of any sizes, and the workbench that sizers try plans on.
+"""One loop that trains any task over any embedding module, and the workbench of the sizers.
 
-On several processes: ``train_bpr`` with ``ranks=Peers(process_group)`` and ``evaluate_sharded``;
-TorchRec's tables come in by ``collection_tables.CollectionTables``, which loads TorchRec.
+On several processes a task carries its process group; TorchRec's tables come in by
+``collection_tables.CollectionTables``, which loads TorchRec.
 """
 
-from .bpr import DivergedError, TrainResult, bpr_loss, train_bpr
 from .checkpoint import Checkpointer, CheckpointError
-from .distributed import evaluate_sharded
-from .memory import heap_for_large_arrays
-from .model import TrainedModel
-from .probe import ProbeCheck
-from .ranks import Peers
-from .recipes import fast, fast_fine_tuning
-from .sampling import BPRSampler
-from .settings import TrainSettings, paper, paper_fine_tuning, published_lightgcn
+from .fit import DivergedError, fit
+from .probe import Hopeless, ProbeCheck
+from .recipes import RankingRecipe, fast, paper, published_lightgcn
+from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding, TensorTables
+from .trained import Trained
 from .workbench import TrainingWorkbench
 
 __all__ = [
-    "BPRSampler",
     "CheckpointError",
     "Checkpointer",
     "DivergedError",
-    "Peers",
+    "Hopeless",
     "ProbeCheck",
+    "RankingRecipe",
     "SizedEmbedding",
     "TensorTables",
-    "TrainResult",
     "TrainSettings",
-    "TrainedModel",
+    "Trained",
     "TrainingWorkbench",
-    "bpr_loss",
-    "evaluate_sharded",
     "fast",
-    "fast_fine_tuning",
-    "heap_for_large_arrays",
+    "fit",
     "paper",
-    "paper_fine_tuning",
     "published_lightgcn",
-    "train_bpr",
 ]

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from ..team import Team
 from .checkpoint import Checkpointer, CheckpointError, FileCheckpointer
-from .model import TrainedModel
 from .optimizers import Optimizers
+from .trained import Trained
 
 
 class Train(Protocol):
-    def __call__(self, *, checkpoint: Checkpointer | None, log: Path | None) -> TrainedModel:
+    def __call__(self, *, checkpoint: Checkpointer | None, log: Path | None) -> Trained:
         """Train, keeping its state in ``checkpoint`` and a line a validation in ``log``."""
         ...
 
@@ -35,11 +35,11 @@ class KeptModels:
         self.folder, self._team = folder, team
 
     def get(
-        self, facts: Mapping[str, Any], load: Callable[[Path], TrainedModel], train: Train
-    ) -> TrainedModel:
+        self, facts: Mapping[str, Any], load: Callable[[Path], Trained], train: Train
+    ) -> Trained:
         """The model of these facts, read back if it is there, else trained and kept.
 
-        facts: what the model depends on, JSON-serialisable; "backbone" and "what" name its file.
+        facts: what the model depends on, JSON-serialisable; "what" names its file.
 
         Raises:
             CheckpointError: the file there is another's or broken; an unfinished training's too.
@@ -50,7 +50,7 @@ class KeptModels:
         if path is None:
             return train(checkpoint=None, log=None)
         if self._team.broadcast(path.is_file()):
-            read: TrainedModel = self._team.together(f"reading {path}", lambda: load(path))
+            read: Trained = self._team.together(f"reading {path}", lambda: load(path))
             return read
         # A run's identity differs between one process and several, so they don't share this file.
         suffix = ".checkpoint" if self._team.size == 1 else ".ranks.checkpoint"
@@ -69,7 +69,7 @@ class KeptModels:
         if self.folder is None:
             return None
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"{facts['backbone']}-{facts['what']}-{key}.safetensors"
+        return self.folder / f"{facts['what']}-{key}.safetensors"
 
 
 def content(

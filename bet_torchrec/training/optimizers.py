@@ -42,7 +42,7 @@ class Optimizers:
         """Set the learning rate of the coming step; to be called before the forward pass."""
         for optimizer in (*self.fused, *filter(None, [self.dense])):
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_scale", 1.0)
         for optimizer in self.fused:
             optimizer.zero_grad()  # clears nothing: here TorchRec hands the rate to its kernel
 

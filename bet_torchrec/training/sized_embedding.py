@@ -4,6 +4,8 @@ Each table is one flat fp32 parameter that holds exactly the rows' own entries, 
 copies it into a (rows, D) table of zeros, D being the largest size in use: small plans compute
 with few columns, any number of widths costs the same, and the optimizer touches nothing that isn't
 there. The equivalent with masks (full table times mask) keeps every entry and its optimizer state.
+A lookup of few ids in a large table copies the rows that it names alone, and a table whose rows are
+all of one size is read as it lies.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import InvalidInputError
 from ..evaluation.quantisation import fake_quantise_sized
+
+SPREAD_ROWS = 2  # a table of at most so many rows a looked-up id is read through as a whole
+_LAYOUT = ("begins", "sizes", "places")
 
 
 class TensorTables:
@@ -61,8 +66,16 @@ class SizedEmbedding(nn.Module):
         self.values = nn.ParameterDict()
         for name, values in self._sizes.items():
             self.values[name] = nn.Parameter(torch.zeros(int(values.sum())))
-            places = None if (values == self.width).all() else _places(values, self.width)
-            self.register_buffer(f"places_{name}", places, persistent=False)
+            layout: tuple[Tensor | None, ...] = (None, None, None)
+            if values.min(initial=self.width) != values.max(initial=0):
+                begins = torch.from_numpy(np.cumsum(values, dtype=np.int64) - values)
+                layout = (
+                    begins,
+                    torch.from_numpy(values.astype(np.int64)),
+                    _places(values, self.width),
+                )
+            for what, buffer in zip(_LAYOUT, layout, strict=True):
+                self.register_buffer(f"{what}_{name}", buffer, persistent=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,12 +94,47 @@ class SizedEmbedding(nn.Module):
         values, rows = self.values[name], len(self._sizes[name])
         places = getattr(self, f"places_{name}")
         if places is None:
-            return values.view(rows, self.width)
-        return _Spread.apply(values, places, rows, self.width)
+            return self._widened(self._as_it_lies(name))
+        return _Spread.apply(values, None, places, rows, self.width)
 
     def lookup(self, name: str, ids: Tensor) -> Tensor:
-        # Through the whole table: one streaming copy beats a masked gather of scattered entries.
-        return F.embedding(ids, self.table(name))
+        count = len(self._sizes[name])
+        if getattr(self, f"places_{name}") is None:
+            table = self._as_it_lies(name)
+            # torch looks at no id where rows have no columns
+            if not table.numel() and ids.numel() and not 0 <= ids.min() <= ids.max() < count:
+                raise IndexError(
+                    f"table {name!r} has rows 0 to {count - 1}, got {ids.min()} to {ids.max()}"
+                )
+            return self._widened(F.embedding(ids, table))
+        if count <= SPREAD_ROWS * ids.numel():
+            # One streaming copy of everything beats a gather of scattered entries.
+            return F.embedding(ids, self.table(name))
+        distinct, inverse = ids.unique(return_inverse=True)
+        return F.embedding(inverse, self._rows(name, distinct))
+
+    def _as_it_lies(self, name: str) -> Tensor:
+        """The (rows, size) table of rows of one size."""
+        return self.values[name].view(len(self._sizes[name]), -1)
+
+    def _widened(self, rows: Tensor) -> Tensor:
+        missing = self.width - rows.shape[-1]
+        return F.pad(rows, (0, missing)) if missing else rows
+
+    def _rows(self, name: str, ids: Tensor) -> Tensor:
+        """Rows of distinct ids (n,), as (n, D), without a look at any others."""
+        begins, sizes, _ = (getattr(self, f"{what}_{name}") for what in _LAYOUT)
+        sizes = sizes.index_select(0, ids)
+        ends = sizes.cumsum(0)
+        entries = torch.arange(int(sizes.sum()), device=ids.device)
+        # Of each entry: where it lies in the flat parameter, and where among these rows.
+        shifts = begins.index_select(0, ids) - (ends - sizes)
+        rows = torch.arange(len(ids), device=ids.device) * self.width - (ends - sizes)
+        source, places = (
+            entries + shift.repeat_interleave(sizes, output_size=len(entries))
+            for shift in (shifts, rows)
+        )
+        return _Spread.apply(self.values[name], source, places, len(ids), self.width)
 
     @torch.no_grad()
     def draw(self, std: float, generator: torch.Generator | None = None) -> SizedEmbedding:
@@ -166,17 +214,27 @@ def _places(sizes: np.ndarray, width: int) -> Tensor:
 
 
 class _Spread(torch.autograd.Function):
-    """Entries to their places in a table of zeros; the gradient is read back from there."""
+    """Entries to their places in a table of zeros; the gradient is read back from there.
+
+    source: which of the values, no two alike; None is all of them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, places: Tensor, rows: int, width: int) -> Tensor:
-        ctx.save_for_backward(places)
+    def forward(
+        ctx: Any, values: Tensor, source: Tensor | None, places: Tensor, rows: int, width: int
+    ) -> Tensor:
+        ctx.save_for_backward(source, places)
+        ctx.entries = len(values)
         table = values.new_zeros(rows * width)
-        table.index_copy_(0, places, values)
+        chosen = values if source is None else values.index_select(0, source)
+        table.index_copy_(0, places, chosen)
         return table.view(rows, width)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (places,) = ctx.saved_tensors
-        return gradient.reshape(-1).index_select(0, places), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        source, places = ctx.saved_tensors
+        chosen = gradient.reshape(-1).index_select(0, places)
+        if source is not None:
+            chosen = chosen.new_zeros(ctx.entries).index_copy_(0, source, chosen)
+        return chosen, None, None, None, None

@@ -1,39 +1,42 @@
-"""The built-in backbones as a ``Workbench``: pre-trained tables, brief fine-tunes, full trainings.
+"""A task as a ``Workbench``: the full model, brief fine-tunes, full trainings.
 
-What is slow is done once: with a ``run_dir``, pre-training and full trainings are kept there and
+What is slow is done once: with a ``run_dir``, full models and full trainings are kept there and
 read back whenever the same is asked for again.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import InvalidInputError
-from ..models import make_backbone
+from ..outcome import Outcome
+from ..planning.counts import RowCounts
+from ..planning.sizers.workbench import Trained as TrainedLike
 from ..planning.tables import TableSpec
-from . import settings as recipes
-from .bpr import train_bpr
+from ..tasks.task import Task
 from .checkpoint import Checkpointer
+from .fit import DivergedError, fit
 from .kept import KeptModels, content
-from .model import TrainedModel, precisions_of, untrained
-from .probe import Hopeless, ProbeCheck
-from .settings import BackboneName, TrainSettings
+from .optimizers import MakeOptimizer, adam
+from .probe import ProbeCheck
+from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding
-from .workplace import Workplace
+from .trained import Precisions, Trained, as_served, precisions_of
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from ..models.protocol import EmbeddingModule
 
-    from ..data import Split
+WarmStart = Literal["rotated", "prefix"]
 
 
 class Sizes(Protocol):
@@ -43,191 +46,278 @@ class Sizes(Protocol):
         """int32 (rows,), in id order."""
         ...
 
-    def fingerprint(self) -> str:
-        """Equal plans have equal ones."""
-        ...
-
 
 class TrainingWorkbench:
-    """Trains and evaluates one backbone on one split; implements the sizers' ``Workbench``.
+    """Trains and evaluates one task over tables of any kind; implements the sizers' ``Workbench``.
 
-    split: training items are masked and validation items relevant in every quality here.
-    backbone: "lightgcn", "ngcf" or "ncf". embedding_dim: d_max, of every table.
-    pretraining, training, fine_tuning: settings of the full tables' training, of a plan's from
-        scratch (the same unless given) and of a probe. Without them, BET's published ones.
-    warm_start: a probe starts from the pre-trained rows' first entries as they are ("prefix"), or
-        after turning the tables to their principal axes where the backbone allows ("rotated").
+    training, fine_tuning: settings of a training to convergence, and of a probe.
+    pretraining: of the full tables' training; ``training`` unless given.
+    continuing: of a full training that starts from the full tables' rows; ``training`` at the
+        probe's learning rate unless given.
+    warm_start: rows are cut as they are ("prefix"), or after turning the tables to their principal
+        axes where the model allows it ("rotated").
     check: when a probe with a floor is given up; None never does.
-    run_dir: where results are kept. seed: of pre-training, probes, and ``train`` without its own.
-    process_group: train and evaluate on all its ranks, each with its part of the graph, of every
-        batch and of the users; None is this process alone. All ranks then make the same calls in
-        the same order, as ``collective_plan`` does, and get the same results. Tables and
-        optimizer state are whole on every rank. run_dir is one that all ranks can read.
+    run_dir: where results are kept. seed: of the full model, of probes, and of ``train`` without
+    its own. On several ranks (``task.team``) all make the same calls in the same order and get the
+    same results; tables and optimizer state are whole on every rank, run_dir is one that all read.
 
-    Quality is Eq. 13 on validation. A plan with precisions below fp32 trains in fp32 and is
-    evaluated on its rows as quantisation leaves them.
+    A plan with precisions below fp32 trains in fp32 and is evaluated on its rows as quantisation
+    leaves them.
     """
 
     def __init__(
         self,
-        split: Split,
+        task: Task,
         *,
-        backbone: BackboneName = "lightgcn",
-        embedding_dim: int = 128,
-        pretraining: TrainSettings | None = None,
         training: TrainSettings | None = None,
         fine_tuning: TrainSettings | None = None,
-        warm_start: Literal["rotated", "prefix"] = "rotated",
+        pretraining: TrainSettings | None = None,
+        continuing: TrainSettings | None = None,
+        warm_start: WarmStart = "rotated",
         check: ProbeCheck | None = None,
-        run_dir: Path | None = None,
+        run_dir: str | Path | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         progress: bool = False,
-        process_group: ProcessGroup | None = None,
     ) -> None:
         if warm_start not in ("rotated", "prefix"):
             raise InvalidInputError(
                 f"warm_start should be 'rotated' or 'prefix', got {warm_start!r}"
             )
-        if embedding_dim < 1:
-            raise InvalidInputError(f"embedding_dim should be at least 1, got {embedding_dim}")
-        self.split = split
-        self.backbone_name = backbone
-        self.embedding_dim = embedding_dim
-        self.pretraining = pretraining or recipes.paper(backbone)
-        self.training = training or self.pretraining
-        self.fine_tuning = fine_tuning or recipes.paper_fine_tuning(backbone)
+        self.task = task
+        self.training = training or TrainSettings()
+        self.pretraining = pretraining or self.training
+        self.fine_tuning = fine_tuning or dataclasses.replace(self.training, max_epochs=1)
+        self.continuing = continuing or dataclasses.replace(
+            self.training, lr=min(self.training.lr, self.fine_tuning.lr)
+        )
         self.warm_start = warm_start
         self.check = check
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.seed = seed
         self.device = torch.device(device)
         self.progress = progress
-        self.process_group = process_group
-        self._place = Workplace(split, process_group, self.device)
         folder = None if self.run_dir is None else self.run_dir / "models"
-        self._kept = KeptModels(folder, self._place.team)
-
-    def new_backbone(self, seed: int | None = None) -> nn.Module:
-        """A fresh backbone over the training graph; the graph itself is shared."""
-        module = make_backbone(self.backbone_name, self._place.graph, dim=self.embedding_dim)
-        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
-        module.reset_parameters(generator)  # type: ignore[operator]
-        return module.to(self.device)
-
-    @cached_property
-    def table_rows(self) -> dict[str, int]:
-        """Rows by table name."""
-        return dict(self.new_backbone().table_rows)  # type: ignore[arg-type]
+        self._kept = KeptModels(folder, task.team)
 
     @property
     def tables(self) -> tuple[TableSpec, ...]:
         """The tables to be sized."""
-        return tuple(
-            TableSpec(name=name, num_embeddings=rows, embedding_dim=self.embedding_dim)
-            for name, rows in self.table_rows.items()
-        )
+        return tuple(self.task.tables)
 
-    def counts(self) -> dict[str, NDArray[np.int64]]:
-        """{table: int64 (rows,)}: how often each row occurs in training, in id order."""
-        by_side = self.split.train.counts()
-        return {name: by_side[name.split("_")[0]] for name in self.table_rows}
+    def counts(self) -> dict[str, RowCounts]:
+        """{table: how often each row occurs in training}."""
+        return dict(self.task.counts())
 
-    def pretrained(self) -> TrainedModel:
-        """The full model, trained to convergence once."""
-        return self._pretrained
+    def identity(self) -> dict[str, Any]:
+        """Everything that a quality depends on."""
+        settings = ("pretraining", "training", "continuing", "fine_tuning", "check")
+        return {
+            "task": dict(self.task.identity()),
+            "seed": self.seed,
+            "warm_start": self.warm_start,
+            **{name: _asdict(getattr(self, name)) for name in settings},
+        }
+
+    def full(self) -> Trained:
+        """The model with full tables, trained to convergence once.
+
+        Raises:
+            DivergedError: its training did.
+        """
+        return self._full
 
     @cached_property
-    def _pretrained(self) -> TrainedModel:
-        sizes = {n: np.full(r, self.embedding_dim, np.int32) for n, r in self.table_rows.items()}
-        return self._train_or_load("full", sizes, self.pretraining, self.seed, None)
+    def _full(self) -> Trained:
+        sizes = {t.name: np.full(t.num_embeddings, t.embedding_dim, np.int32) for t in self.tables}
+        trained = self._train_or_load("full", sizes, self.pretraining, self.seed, None)
+        if not trained.outcome.ok:
+            raise DivergedError(
+                f"the full model diverged after {trained.outcome.steps} steps: lower lr (now "
+                f"{self.pretraining.lr}) or init_std"
+            )
+        return trained
 
-    def full_tables(self) -> dict[str, Tensor]:
-        """Copies of the pre-trained tables, rows x embedding_dim each, not rotated."""
-        return self.pretrained().embedding.full_tables()
+    def build(self, plan: Sizes, *, seed: int | None = None) -> SizedEmbedding:
+        """A plan's tables, freshly drawn with the training's init_std."""
+        sizes = {table.name: plan.sizes(table.name) for table in self.tables}
+        return self._drawn(sizes, self.training, self.seed if seed is None else seed)
 
-    def full_quality(self) -> float:
-        """Validation quality of the full model."""
-        return self.pretrained().quality
+    def at_rate(self, lr: float) -> TrainingWorkbench:
+        """The same, full model and all, with another learning rate in full trainings."""
+        other = copy.copy(self)
+        other.training = dataclasses.replace(self.training, lr=lr)
+        other.continuing = dataclasses.replace(self.continuing, lr=lr)
+        return other
+
+    def pretrained_at(self, lr: float) -> TrainingWorkbench:
+        """The same with a full model of another learning rate."""
+        other = copy.copy(self)
+        other.pretraining = dataclasses.replace(self.pretraining, lr=lr)
+        for made in ("_full", "_warm"):
+            other.__dict__.pop(made, None)
+        return other
+
+    def fit(
+        self,
+        embedding: EmbeddingModule,
+        *,
+        settings: TrainSettings | None = None,
+        warm: TrainedLike | None = None,
+        seed: int | None = None,
+        extra_loss: Callable[[], Tensor] | None = None,
+        groups: MakeOptimizer | None = None,
+        on_step: Callable[[int], None] | None = None,
+        floor: float | None = None,
+        precisions: Precisions | None = None,
+        log: Path | None = None,
+        checkpoint: Path | Checkpointer | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Trained:
+        """Train the task's model over any embedding module, in place; see ``Workbench.fit``.
+
+        precisions: the tables' when they are evaluated. log, checkpoint, facts: as in ``fit``.
+        """
+        settings = settings or self.training
+        seed = self.seed if seed is None else seed
+        model = self.task.new_model(seed)
+        if warm is not None:
+            model.load_state_dict(warm.model.state_dict())
+        module: Any = embedding
+
+        def quality(part: Literal["validation", "check"] = "validation") -> float:
+            return self.task.validate(model, as_served(module, precisions), part=part)
+
+        if self.task.team.size == 1 and not any(p.numel() for p in module.parameters()):
+            found = quality()
+            outcome = Outcome(quality=found, history=((0, found),))
+        else:
+            steps = settings.max_epochs * self.task.steps_per_epoch
+            outcome = fit(
+                self.task,
+                model,
+                embedding,
+                settings,
+                seed=seed,
+                validate=quality,
+                checkpoint=checkpoint,
+                log=log,
+                facts=facts,
+                extra_loss=extra_loss,
+                make_optimizer=groups or adam,
+                on_step=self._watch(on_step, steps, floor, lambda: quality("check")),
+                progress=self.progress,
+            )
+        return Trained(
+            task=self.task, model=model, embedding=module, outcome=outcome, precisions=precisions
+        )
 
     def fine_tune(
         self, plan: Sizes, *, epochs: int | None = None, floor: float | None = None
-    ) -> float:
-        """Validation quality after a brief fine-tune from the pre-trained rows' prefixes.
-
-        epochs: instead of ``fine_tuning.max_epochs``; 0 evaluates the bare prefixes.
-        floor: with a ``check``, a probe that looks hopeless against it returns its quality then.
-        """
-        return self.fine_tuned(plan, epochs=epochs, floor=floor).quality
+    ) -> Outcome:
+        """What ``fine_tuned`` comes to."""
+        return self.fine_tuned(plan, epochs=epochs, floor=floor).outcome
 
     def fine_tuned(
         self, plan: Sizes, *, epochs: int | None = None, floor: float | None = None
-    ) -> TrainedModel:
-        """As ``fine_tune``, the model itself (one that was given up has ``stopped="floor"``)."""
-        tables, weights = self._warm
-        backbone = self.new_backbone()
-        backbone.load_state_dict(weights)
-        sizes = {name: plan.sizes(name) for name in self.table_rows}
-        embedding = SizedEmbedding(sizes).to(self.device).load_prefix(tables)
-        precisions = precisions_of(plan)
+    ) -> Trained:
+        """A plan's model after a brief training from the full tables' rows, cut.
+
+        epochs: instead of ``fine_tuning.max_epochs``; 0 evaluates the bare cut rows.
+        floor: with a ``check``, a probe that looks hopeless against it ends as "pruned".
+        """
         epochs = self.fine_tuning.max_epochs if epochs is None else epochs
-
-        def validate(users: ArrayLike | None = None) -> float:
-            return self._place.quality(backbone, embedding, precisions, users)
-
-        if epochs == 0 or embedding.num_weights() == 0:
-            result = untrained(validate())
-        else:
-            settings = dataclasses.replace(self.fine_tuning, max_epochs=epochs)
-            on_step = None
-            if floor is not None and self.check is not None:
-                steps = epochs * -(-self.split.train.csr().nnz // settings.batch_size)
-                on_step = self.check.on_step(
-                    steps=steps,
-                    num_users=self.split.train.num_users,
-                    floor=floor,
-                    validate=validate,
-                )
-            try:
-                result = train_bpr(
-                    backbone,
-                    embedding,
-                    self.split.train,
-                    settings,
-                    seed=self.seed + 1,
-                    validate=validate,
-                    on_step=on_step,
-                    progress=self.progress,
-                    ranks=self._place.ranks,
-                )
-            except Hopeless as hopeless:
-                result = untrained(hopeless.quality, stopped="floor")
-        return TrainedModel(
-            backbone=backbone, embedding=embedding, result=result, precisions=precisions
+        warm, embedding, precisions = self._cut(plan)
+        if epochs == 0:
+            found = self.task.validate(warm.model, as_served(embedding, precisions))
+            outcome = Outcome(quality=found, history=((0, found),))
+            model = self.task.new_model(self.seed)
+            model.load_state_dict(warm.model.state_dict())
+            return Trained(
+                task=self.task,
+                model=model,
+                embedding=embedding,
+                outcome=outcome,
+                precisions=precisions,
+            )
+        return self.fit(
+            embedding,
+            settings=dataclasses.replace(self.fine_tuning, max_epochs=epochs),
+            warm=warm,
+            seed=self.seed + 1,
+            floor=floor,
+            precisions=precisions,
         )
 
-    def train(self, plan: Sizes, *, seed: int | None = None) -> float:
-        """Validation quality after training from scratch to convergence."""
-        return self.train_model(plan, seed=seed).quality
+    def train(
+        self, plan: Sizes, *, seed: int | None = None, start: Literal["scratch", "full"] = "scratch"
+    ) -> Outcome:
+        """What ``train_model`` comes to."""
+        return self.train_model(plan, seed=seed, start=start).outcome
 
-    def train_model(self, plan: Sizes, *, seed: int | None = None) -> TrainedModel:
-        """A plan's model, trained from scratch to convergence; see ``TrainedModel.evaluate``."""
-        sizes = {name: plan.sizes(name) for name in self.table_rows}
+    def train_model(
+        self, plan: Sizes, *, seed: int | None = None, start: Literal["scratch", "full"] = "scratch"
+    ) -> Trained:
+        """A plan's model, trained to convergence.
+
+        start: "scratch", or "full" for the full tables' rows, cut.
+        """
+        if start not in ("scratch", "full"):
+            raise InvalidInputError(f"start should be 'scratch' or 'full', got {start!r}")
+        sizes = {table.name: plan.sizes(table.name) for table in self.tables}
         seed = self.seed if seed is None else seed
         precisions = precisions_of(plan)
-        return self._train_or_load(
-            content(sizes, precisions), sizes, self.training, seed, precisions
-        )
+        what = content(sizes, precisions)
+        if start == "scratch":
+            return self._train_or_load(what, sizes, self.training, seed, precisions)
+        return self._train_or_load(what, sizes, self.continuing, seed, precisions, plan=plan)
+
+    def _cut(self, plan: Sizes) -> tuple[Trained, SizedEmbedding, Precisions | None]:
+        """The full model, turned where that is asked for, and a plan's tables cut from its rows."""
+        warm, tables = self._warm
+        sizes = {table.name: plan.sizes(table.name) for table in self.tables}
+        embedding = SizedEmbedding(sizes).to(self.device).load_prefix(tables)
+        return warm, embedding, precisions_of(plan)
 
     @cached_property
-    def _warm(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Full tables and backbone weights that every probe starts from."""
-        tables, backbone = self.full_tables(), self.new_backbone()
-        backbone.load_state_dict(self.pretrained().backbone.state_dict())
-        if self.warm_start == "rotated":
-            tables = backbone.rotate(tables)  # type: ignore[operator]
-        weights = {k: v.clone() for k, v in backbone.state_dict().items()}
-        return self._place.alike(tables), self._place.alike(weights)
+    def _warm(self) -> tuple[Trained, dict[str, Tensor]]:
+        """The model and full tables that every probe starts from."""
+        full = self.full()
+        tables, model = full.full_tables(), self.task.new_model(self.seed)
+        model.load_state_dict(full.model.state_dict())
+        if self.warm_start == "rotated" and hasattr(model, "rotate"):
+            tables = model.rotate(tables)  # type: ignore[operator]
+        self._alike(model, tables)
+        return dataclasses.replace(full, model=model), tables
+
+    def _alike(self, model: nn.Module, tables: Mapping[str, Tensor]) -> None:
+        # The first rank's, for all: what other hardware computed may differ in its signs.
+        with torch.no_grad():
+            self.task.team.share([*tables.values(), *model.state_dict().values()])
+
+    def _drawn(
+        self, sizes: Mapping[str, NDArray[np.int32]], settings: TrainSettings, seed: int
+    ) -> SizedEmbedding:
+        generator = torch.Generator().manual_seed(seed)
+        return SizedEmbedding(sizes).draw(settings.init_std, generator).to(self.device)
+
+    def _watch(
+        self,
+        on_step: Callable[[int], None] | None,
+        steps: int,
+        floor: float | None,
+        quality: Callable[[], float],
+    ) -> Callable[[int], None] | None:
+        if floor is None or self.check is None:
+            return on_step
+        check = self.check.on_step(steps=steps, floor=floor, quality=quality)
+
+        def both(step: int) -> None:
+            check(step)
+            if on_step is not None:
+                on_step(step)
+
+        return both
 
     def _train_or_load(
         self,
@@ -235,44 +325,50 @@ class TrainingWorkbench:
         sizes: Mapping[str, NDArray[np.int32]],
         settings: TrainSettings,
         seed: int,
-        precisions: Mapping[str, ArrayLike | str] | None,
-    ) -> TrainedModel:
-        backbone, embedding = self.new_backbone(seed), SizedEmbedding(sizes)
-        embedding.draw(settings.init_std, torch.Generator().manual_seed(seed)).to(self.device)
-        facts = {
-            "what": what,
-            "backbone": self.backbone_name,
-            "embedding_dim": self.embedding_dim,
-            "settings": dataclasses.asdict(settings),
-            "seed": seed,
-            "train": self.split.train.fingerprint(),
-            "validation": self.split.validation.fingerprint(),
-        }
+        precisions: Precisions | None,
+        plan: Sizes | None = None,
+    ) -> Trained:
+        """plan: of rows to be cut from the full model; None draws them."""
+        start = {} if plan is None else {"start": "full", "from": self._full_facts()}
+        facts = {**self._facts(what, settings, seed), **start}
 
-        def load(path: Path) -> TrainedModel:
-            return TrainedModel.load(path, backbone, embedding, precisions=precisions, facts=facts)
+        def load(path: Path) -> Trained:
+            model = self.task.new_model(seed)
+            embedding = SizedEmbedding(sizes).to(self.device)
+            return Trained.load(
+                path, self.task, model, embedding, precisions=precisions, facts=facts
+            )
 
-        def validate() -> float:
-            return self._place.quality(backbone, embedding, precisions)
-
-        def train(*, checkpoint: Checkpointer | None, log: Path | None) -> TrainedModel:
-            if embedding.num_weights() == 0:
-                result = untrained(validate())
-            else:
-                result = train_bpr(
-                    backbone,
-                    embedding,
-                    self.split.train,
-                    settings,
-                    seed=seed,
-                    validate=validate,
-                    checkpoint=checkpoint,
-                    log=log,
-                    progress=self.progress,
-                    ranks=self._place.ranks,
-                )
-            return TrainedModel(
-                backbone=backbone, embedding=embedding, result=result, precisions=precisions
+        def train(*, checkpoint: Checkpointer | None, log: Path | None) -> Trained:
+            warm, embedding = None, self._drawn(sizes, settings, seed) if plan is None else None
+            if plan is not None:
+                warm, embedding, _ = self._cut(plan)
+            assert embedding is not None
+            return self.fit(
+                embedding,
+                settings=settings,
+                warm=warm,
+                seed=seed,
+                precisions=precisions,
+                checkpoint=checkpoint,
+                log=log,
+                facts={"what": what, **start},
             )
 
         return self._kept.get(facts, load, train)
+
+    def _full_facts(self) -> dict[str, Any]:
+        facts = self._facts("full", self.pretraining, self.seed)
+        return {**facts, "warm_start": self.warm_start}
+
+    def _facts(self, what: str, settings: TrainSettings, seed: int) -> dict[str, Any]:
+        return {
+            "what": what,
+            "task": dict(self.task.identity()),
+            "settings": dataclasses.asdict(settings),
+            "seed": seed,
+        }
+
+
+def _asdict(value: Any) -> Any:
+    return None if value is None else dataclasses.asdict(value)

@@ -13,17 +13,15 @@ from dataclasses import dataclass, field
 class Site:
     """files: {"/path": content}. What the server does, and what it was asked.
 
-    cut: bytes after which the next answers break off, one entry an answer. ranges: whether a part
-    can be asked for. status: answers to come that are errors. asked: (path, Range) of each request.
+    cut: bytes after which the next answers break off, one entry an answer. status: answers to come
+    that are errors. asked: the path of each request.
     """
 
     files: dict[str, bytes]
     url: str = ""
     cut: list[int] = field(default_factory=list)
-    ranges: bool = True
-    lengths: bool = True
     status: list[int] = field(default_factory=list)
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -33,28 +31,16 @@ def serve(files: dict[str, bytes]) -> Iterator[Site]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = self.headers.get("Range")
-            site.asked.append((self.path, asked))
+            site.asked.append(self.path)
             if site.status:
                 return self.send_error(site.status.pop(0))
             content = site.files.get(self.path)
             if content is None:
                 return self.send_error(404)
-            start = int(asked[len("bytes=") : -1]) if asked and site.ranges else 0
-            if start >= len(content) > 0:
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(content)}")
-                self.send_header("Content-Length", "0")
-                return self.end_headers()
-            body = content[start:]
-            self.send_response(206 if start else 200)
-            if start:
-                end = len(content) - 1
-                self.send_header("Content-Range", f"bytes {start}-{end}/{len(content)}")
-            if site.lengths:
-                self.send_header("Content-Length", str(len(body)))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(body[: site.cut.pop(0)] if site.cut else body)
+            self.wfile.write(content[: site.cut.pop(0)] if site.cut else content)
             return None
 
         def log_message(self, *_: object) -> None:

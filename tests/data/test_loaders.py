@@ -35,7 +35,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr("time.sleep", lambda _: None)
     with serve({"/train.txt": TRAIN, "/test.txt": TEST}) as site:
         sources = tuple(
-            Source(urls=(f"{site.url}/{name}",), name=name) for name in ("train.txt", "test.txt")
+            Source(url=f"{site.url}/{name}", name=name) for name in ("train.txt", "test.txt")
         )
         toy = dataclasses.replace(
             DATASETS["gowalla"],
@@ -80,7 +80,7 @@ def test_a_half_done_download_is_finished(toy: Site, tmp_path: Path):
         load("toy", data_dir=tmp_path, progress=False)
     toy.files["/test.txt"] = TEST
     assert len(load("toy", data_dir=tmp_path, progress=False)) == 7
-    assert [path for path, _ in toy.asked] == ["/train.txt", "/test.txt", "/test.txt"]
+    assert toy.asked == ["/train.txt", "/test.txt", "/test.txt"]
 
 
 @pytest.mark.parametrize(

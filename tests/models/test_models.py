@@ -21,6 +21,7 @@ from bet_torchrec.models import (
     make_backbone,
     principal_axes,
 )
+from bet_torchrec.models.dropout import dropout_mask
 from bet_torchrec.training import TensorTables
 
 USERS, POSITIVES, NEGATIVES = (
@@ -164,9 +165,7 @@ def test_dropout_only_in_training_and_repeatable(graph):
 
 
 def test_mask_keeps_the_mean_and_the_share():
-    from bet_torchrec.models.ngcf import _mask
-
-    mask = _mask((1001, 203), 0.1, torch.device("cpu"), torch.Generator().manual_seed(0))
+    mask = dropout_mask((1001, 203), 0.1, torch.device("cpu"), torch.Generator().manual_seed(0))
     assert mask.shape == (1001, 203)
     assert (mask == 0).float().mean().item() == pytest.approx(0.1, abs=3e-3)
     assert mask.mean().item() == pytest.approx(1, abs=3e-3)

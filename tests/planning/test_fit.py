@@ -108,7 +108,11 @@ def test_mixed_precisions_cost_what_they_cost():
 def test_equal_sizes_by_hand():
     # 10 rows, 45 parameters: everybody 4, and the five most frequent one more
     space = make_space([10], tuple(range(1, 9)), MODELS["parameters"], 45)
-    b = Sampler(space, counts_of([10], np.random.default_rng(0)), (Flat(),)).equal(0).boundaries
+    b = (
+        Sampler(space, counts_of([10], np.random.default_rng(0)), (Flat(),))
+        .shaped(torch.ones(1), 0)
+        .boundaries
+    )
     assert b[0, 0].tolist() == [10, 10, 10, 10, 5, 0, 0, 0]
 
 

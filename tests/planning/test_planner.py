@@ -59,7 +59,7 @@ def test_bet_plans_and_resumes_to_the_same_plan(tmp_path):
     def evaluate(plan):
         return float(plan.sizes("user")[0])
 
-    sizer = BET(iterations=4, candidates=5, trainer=FullBatch(steps=2))
+    sizer = BET(iterations=4, candidates=5, trainer=FullBatch(steps=2), finalists=0)
     planner = BudgetPlanner(budget=Budget.parameters(44), sizer=sizer)
     plan = planner.plan(TABLES, COUNTS, evaluate, run_dir=tmp_path, progress=False)
     again = planner.plan(TABLES, COUNTS, evaluate, resume=tmp_path, progress=False)
@@ -112,6 +112,10 @@ def test_wrong_tables_are_refused():
 def test_a_wrong_evaluate_or_resume_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="evaluate should be a function"):
         ES.plan(TABLES, COUNTS, 0.5)
+    with pytest.raises(InvalidInputError, match="train should be a function"):
+        ES.plan(TABLES, COUNTS, len, train=0.5)
+    with pytest.raises(InvalidInputError, match="beside evaluate"):
+        ES.plan(TABLES, COUNTS, train=len)
     with pytest.raises(InvalidInputError, match="no folder"):
         ES.plan(TABLES, COUNTS, resume=tmp_path / "nowhere")
     with pytest.raises(InvalidInputError, match="leave it out"):

@@ -17,7 +17,7 @@ from bet_torchrec.planning.sizers.bet import FullBatch
 from bet_torchrec.planning.tables import TableSpec
 
 QUICK = {
-    "bet": BET(iterations=3, candidates=4, trainer=FullBatch(steps=2)),
+    "bet": BET(iterations=3, candidates=4, trainer=FullBatch(steps=2), finalists=0),
     "es": EqualSizes(),
     "mr": MixedRandom(),
 }

@@ -39,8 +39,10 @@ def backbone_of(name: str, graph: BipartiteGraph) -> nn.Module:
 
 
 def counts_of(rows: dict[str, int]) -> dict[str, RowCounts]:
-    by_side = SPLIT.train.counts()
-    return {name: RowCounts.from_rows(by_side[name.split("_")[0]]) for name in rows}
+    by_side = {
+        number: counts for counts in SPLIT.train.counts().values() if (number := len(counts))
+    }
+    return {name: RowCounts.from_rows(by_side[number]) for name, number in rows.items()}
 
 
 def plan_of(rows: dict[str, int], sizes: dict[str, np.ndarray] | None = None) -> SizePlan:

@@ -9,7 +9,8 @@ from sharded_models import DIM, SPLIT, draw, one_process, plan_of, tables_of
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 
 from bet_torchrec.errors import InvalidInputError
-from bet_torchrec.training import SizedEmbedding, TrainSettings, train_bpr
+from bet_torchrec.tasks import BPR, RankingTask
+from bet_torchrec.training import SizedEmbedding, TrainSettings, fit
 from bet_torchrec.training.collection_tables import CollectionTables
 
 ROWS = {"user": 60, "item": 80}
@@ -60,9 +61,10 @@ def test_training_is_that_of_rows_in_plain_torch(name):
     rows = dict(backbone.table_rows)
     sized = SizedEmbedding({key: plan_of(rows).sizes(key) for key in rows})
     sized.load_prefix({key: tables.table(key).detach() for key in rows})
-    settings = TrainSettings(batch_size=150, max_epochs=1, lr=0.5, l2=1e-2)
+    task = RankingTask(SPLIT, embedding_dim=DIM, bpr=BPR(batch_size=150, l2=1e-2))
+    settings = TrainSettings(max_epochs=1, lr=0.5)
     for model, embedding in ((backbone, tables), (other, sized)):
-        train_bpr(model, embedding, SPLIT.train, settings, seed=1, make_optimizer=torch.optim.SGD)
+        fit(task, model, embedding, settings, seed=1, make_optimizer=torch.optim.SGD)
     for key in rows:
         torch.testing.assert_close(tables.table(key), sized.table(key), rtol=0, atol=1e-6)
     torch.testing.assert_close(list(backbone.parameters()), list(other.parameters()))

@@ -14,24 +14,16 @@ import torchrec
 from gloo_ranks import Failed, on_ranks
 from sharded_models import SPLIT, backbone_of, on_group, one_process
 
-from bet_torchrec.evaluation import evaluate
 from bet_torchrec.models import BipartiteGraph, PartitionedGraph
-from bet_torchrec.training import (
-    CheckpointError,
-    Peers,
-    SizedEmbedding,
-    TrainSettings,
-    evaluate_sharded,
-    train_bpr,
-)
+from bet_torchrec.tasks import BPR, RankingTask
+from bet_torchrec.training import CheckpointError, SizedEmbedding, TrainSettings, fit
 
 pytestmark = pytest.mark.distributed
 
 STEPS, BEST = 6, 3
-SETTINGS = TrainSettings(  # 125 examples: 63 and 62 on two ranks; 42, 42 and 41 on three
-    batch_size=125, max_epochs=1, validate_every=1, patience=9, l2=1e-2, lr_decay=0.9,
-    lr_decay_steps=2,
-)  # fmt: skip
+SETTINGS = TrainSettings(max_epochs=1, validate_every=1, patience=9, lr_decay=0.9, lr_decay_steps=2)
+# 125 examples: 63 and 62 on two ranks; 42, 42 and 41 on three
+TRIPLES = BPR(batch_size=125, l2=1e-2)
 CASES = [  # backbone, sharding, the tables' fused optimizer or None, the other weights' optimizer
     ("lightgcn", "row_wise", None, "adam"),
     ("lightgcn", "row_wise", "rowwise", "rowwise"),
@@ -52,7 +44,7 @@ OPTIMIZERS = {
 }
 
 
-def trained(backbone, tables, optimizer: str, score, ranks=None):
+def trained(backbone, tables, optimizer: str, pg=None):
     """Rows and weights after every step, and of those that are kept: step BEST's."""
     trace, qualities = [], []
 
@@ -61,19 +53,20 @@ def trained(backbone, tables, optimizer: str, score, ranks=None):
             rows = {name: tables.table(name).clone() for name in backbone.table_rows}
         trace.append((rows, [p.detach().clone() for p in backbone.parameters()]))
 
+    task = task_of(pg)
+
     def validate() -> float:
-        qualities.append(score())
+        qualities.append(task.validate(backbone, tables))
         return -abs(len(trace) - BEST)
 
-    result = train_bpr(
+    result = fit(
+        task,
         backbone,
         tables,
-        SPLIT.train,
         dataclasses.replace(SETTINGS, lr=1.0 if optimizer == "sgd" else 0.05),
         seed=3,
         validate=validate,
         on_step=note,
-        ranks=ranks,
         make_optimizer=OPTIMIZERS[optimizer],
     )
     note(STEPS)
@@ -82,19 +75,11 @@ def trained(backbone, tables, optimizer: str, score, ranks=None):
 
 def alone(name: str, optimizer: str, tables=None):
     backbone, planned = one_process(name)
-    tables = planned if tables is None else tables
-
-    def score() -> float:
-        return evaluate(backbone.scores(tables), SPLIT, on="validation").quality()
-
-    return trained(backbone, tables, optimizer, score)
+    return trained(backbone, planned if tables is None else tables, optimizer)
 
 
-def together(pg, backbone, tables, optimizer: str):
-    def score() -> float:
-        return evaluate_sharded(backbone, tables, SPLIT, pg, on="validation").quality()
-
-    return trained(backbone, tables, optimizer, score, Peers(pg))
+def task_of(pg=None, bpr: BPR = TRIPLES) -> RankingTask:
+    return RankingTask(SPLIT, embedding_dim=8, bpr=bpr, process_group=pg)
 
 
 def plain_tables(backbone) -> SizedEmbedding:
@@ -105,9 +90,9 @@ def plain_tables(backbone) -> SizedEmbedding:
 def on_rank(pg, folder):
     found = []
     for name, how, fused, optimizer in CASES[: NUMBER[dist.get_world_size(pg)]]:
-        found.append(together(pg, *on_group(name, pg, how, fused), optimizer))
+        found.append(trained(*on_group(name, pg, how, fused), optimizer, pg))
     backbone = backbone_of("ngcf", PartitionedGraph(SPLIT.train.csr(), pg))
-    found.append(together(pg, backbone, plain_tables(backbone), "adam"))
+    found.append(trained(backbone, plain_tables(backbone), "adam", pg))
     return {
         "cases": found,
         "resumed": resumed(pg, folder),
@@ -201,9 +186,9 @@ def resumed(pg, folder):
                 raise Interrupted
 
         backbone, tables = on_group("lightgcn", pg, "row_wise")
-        train_bpr(
-            backbone, tables, SPLIT.train, SETTINGS, seed=3, validate=lambda: 0.0,
-            checkpoint=checkpoint, ranks=Peers(pg), on_step=on_step,
+        fit(
+            task_of(pg), backbone, tables, SETTINGS, seed=3, validate=lambda: 0.0,
+            checkpoint=checkpoint, on_step=on_step,
         )  # fmt: skip
         return tables.table("user").detach().clone()
 
@@ -225,9 +210,9 @@ def test_a_checkpointer_continues_on_all_ranks(sharded, ranks):
 def wrong(pg, how: str):
     rank = dist.get_rank(pg)
     backbone = backbone_of("lightgcn", PartitionedGraph(SPLIT.train.csr(), pg))
-    settings, more = SETTINGS, {}
+    task, more = task_of(pg), {}
     if how == "settings" and rank:
-        settings = dataclasses.replace(settings, l2=0.5)
+        task = task_of(pg, BPR(batch_size=125, l2=0.5))
     if how == "file":
         more["checkpoint"] = Path("checkpoint")
 
@@ -240,9 +225,9 @@ def wrong(pg, how: str):
         if how == "step" and rank and step == 2:
             raise ZeroDivisionError("out of memory")
 
-    train_bpr(
-        backbone, plain_tables(backbone), SPLIT.train, settings, seed=0, validate=validate,
-        on_step=on_step, ranks=Peers(pg), **more,
+    fit(
+        task, backbone, plain_tables(backbone), SETTINGS, seed=0, validate=validate,
+        on_step=on_step, **more,
     )  # fmt: skip
 
 

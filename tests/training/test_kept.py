@@ -8,6 +8,7 @@ import numpy as np
 
 from bet_torchrec.data import Interactions, Split
 from bet_torchrec.planning import Bucket, Budget, SizePlan, TablePlan
+from bet_torchrec.tasks import BPR, RankingTask
 from bet_torchrec.team import Alone
 from bet_torchrec.training import TrainingWorkbench, TrainSettings
 from bet_torchrec.training.kept import KeptModels
@@ -22,9 +23,9 @@ def part(shift: int) -> Interactions:
 
 def test_the_keys_stay_what_they_were(tmp_path: Path):
     split = Split(train=part(0), validation=part(3), test=part(5), how="drawn", seed=0)
-    settings = TrainSettings(batch_size=8, max_epochs=1)
-    bench = TrainingWorkbench(split, embedding_dim=4, pretraining=settings, run_dir=tmp_path)
-    bench.full_quality()
+    task = RankingTask(split, embedding_dim=4, bpr=BPR(batch_size=8))
+    bench = TrainingWorkbench(task, training=TrainSettings(max_epochs=1), run_dir=tmp_path)
+    bench.full()
     user = TablePlan("user", 6, 4, (Bucket(4, 2, "int8"), Bucket(1, 4, "int8")))
     order = np.arange(8, dtype=np.int32)[::-1].copy()
     item = TablePlan("item", 8, 4, (Bucket(2, 8, "int8"),), order=order)
@@ -39,7 +40,7 @@ def test_the_keys_stay_what_they_were(tmp_path: Path):
 
 def test_without_a_folder_nothing_is_kept():
     kept = KeptModels(None, Alone())
-    assert kept.path({"backbone": "ncf", "what": "full"}) is None
+    assert kept.path({"what": "full"}) is None
     given = []
     kept.get({}, None, lambda **more: given.append(more))
     assert given == [{"checkpoint": None, "log": None}]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bet_torchrec.errors import InvalidInputError
 from bet_torchrec.evaluation import fake_quantise_rows
-from bet_torchrec.training import SizedEmbedding, TensorTables
+from bet_torchrec.training import SizedEmbedding, TensorTables, sized_embedding
 
 SIZES = {"user": np.array([3, 0, 8, 1, 3]), "item": np.array([2, 2, 5])}
 
@@ -76,6 +76,43 @@ def test_training_is_that_of_the_masked_table(make):
             optimizer.step()
         for name in SIZES:
             assert torch.equal(module.table(name), oracle[name] * masks[name])
+
+
+TALL = {
+    "mixed": np.arange(40) % 9,
+    "equal": np.full(40, 3),
+    "dropped": np.zeros(40, int),
+    "full": np.full(40, 8),
+}
+
+
+@pytest.mark.parametrize("name", TALL)
+@pytest.mark.parametrize("ids", [[7], [3, 3, 39, 0, 3], [], list(range(40)), [[1, 2], [2, 9]]])
+@pytest.mark.parametrize("spread", [0, 2, 100])
+def test_lookups_are_those_of_the_masked_table(name, ids, spread, monkeypatch):
+    """To the last bit, gradients too, whichever way the cost decides for."""
+    monkeypatch.setattr(sized_embedding, "SPREAD_ROWS", spread)
+    full = {key: torch.randn(40, 8) for key in TALL}
+    module = SizedEmbedding(TALL).load_prefix(full)
+    ids = torch.tensor(ids, dtype=torch.int64)
+    oracle = full[name].clone().requires_grad_()
+    masked = oracle * mask(TALL[name], 8)
+    ours, theirs = module.lookup(name, ids), F.embedding(ids, masked)
+    assert torch.equal(ours, theirs)
+    upstream = torch.randn(ours.shape)
+    (ours * upstream).sum().backward()
+    (theirs * upstream).sum().backward()
+    own = mask(TALL[name], 8).bool()
+    assert torch.equal(module.values[name].grad, oracle.grad[own])
+
+
+@pytest.mark.parametrize("name", TALL)
+@pytest.mark.parametrize("spread", [0, 100])
+@pytest.mark.parametrize("wrong", [-1, 40])
+def test_ids_out_of_range_are_an_error(name, spread, wrong, monkeypatch):
+    monkeypatch.setattr(sized_embedding, "SPREAD_ROWS", spread)
+    with pytest.raises(IndexError):
+        SizedEmbedding(TALL).lookup(name, torch.tensor([0, wrong]))
 
 
 def test_full_sizes_read_the_parameter_itself():

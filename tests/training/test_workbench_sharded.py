@@ -14,65 +14,66 @@ from gloo_ranks import on_ranks
 from torch import nn
 from training_oracles import small_split
 
-from bet_torchrec.planning import BET, Budget, BudgetPlanner, RowCounts, SizePlan
+from bet_torchrec.planning import BET, Budget, BudgetPlanner, SizePlan
 from bet_torchrec.planning.sizers.bet import FullBatch
+from bet_torchrec.tasks import BPR, RankingTask
 from bet_torchrec.training import ProbeCheck, TrainingWorkbench, TrainSettings
-from bet_torchrec.training.model import TrainedModel
-from bet_torchrec.training.workplace import Workplace
+from bet_torchrec.training.trained import Trained
 
 pytestmark = pytest.mark.distributed
 
 SPLIT = small_split()
-SETTINGS = TrainSettings(batch_size=250, max_epochs=8, validate_every=6, patience=2)
+SETTINGS = TrainSettings(max_epochs=8, validate_every=6, patience=2)
 PROBE = dataclasses.replace(SETTINGS, max_epochs=3)
-CHECK = ProbeCheck(after=0.34, stride=2, margin=0.9)
+CHECK = ProbeCheck(after=0.34, margin=0.9)
 BACKBONES = ("lightgcn", "ngcf", "ncf")
 RANKS = [2, pytest.param(3, marks=pytest.mark.slow)]
 
 
-class Bench(TrainingWorkbench):
+class Plain(RankingTask):
     """Without dropout, whose masks every rank draws for its own rows."""
 
-    def new_backbone(self, seed: int | None = None) -> nn.Module:
-        made = super().new_backbone(seed)
-        if self.backbone_name == "ngcf":
+    def new_model(self, seed: int) -> nn.Module:
+        made = super().new_model(seed)
+        if self.backbone == "ngcf":
             made.message_dropout = made.node_dropout = 0
         return made
 
 
-def bench_of(pg=None, **more) -> Bench:
-    named = {"embedding_dim": 8, "pretraining": SETTINGS, "fine_tuning": PROBE, "check": CHECK}
-    return Bench(SPLIT, process_group=pg, **named | more)
+def bench_of(pg=None, backbone="lightgcn", **more) -> TrainingWorkbench:
+    named = {"training": SETTINGS, "fine_tuning": PROBE, "check": CHECK}
+    task = Plain(SPLIT, backbone, embedding_dim=8, bpr=BPR(batch_size=250), process_group=pg)
+    return TrainingWorkbench(task, **named | more)
 
 
-def plan_of(bench: Bench, largest: int, precision: str | None = None) -> SizePlan:
+def plan_of(bench: TrainingWorkbench, largest: int, precision: str | None = None) -> SizePlan:
     """Sizes from 0 to the largest."""
     if precision is None:
         budget = Budget.parameters(10**6)
     else:
         budget = Budget.bytes(10**6, purpose="inference", dtype=precision)
     sizes = {t.name: np.arange(t.num_embeddings) % (largest + 1) for t in bench.tables}
-    counts = {name: RowCounts.from_rows(values) for name, values in bench.counts().items()}
-    return SizePlan.from_sizes(bench.tables, sizes, counts, budget=budget, sizer="test")
+    return SizePlan.from_sizes(bench.tables, sizes, bench.counts(), budget=budget, sizer="test")
 
 
 def results(name: str, pg=None) -> dict[str, float | str]:
     """What a sizer may ask of a workbench."""
     bench = bench_of(pg, backbone=name)
     plan, poor = plan_of(bench, 8), plan_of(bench, 1)
-    full = bench.full_quality()
-    given_up = bench.fine_tuned(poor, floor=full)
+    full = bench.full().quality
+    given_up = bench.fine_tune(poor, floor=full)
     return {
         "full": full,
-        "tables": bench.full_tables(),
-        "bare": bench.fine_tune(plan, epochs=0),
-        "probe": bench.fine_tune(plan, floor=0.1 * full),
-        "int4": bench.fine_tune(plan_of(bench, 8, "int4"), epochs=1),
-        "stopped": given_up.result.stopped,
+        "tables": bench.full().full_tables(),
+        "bare": bench.fine_tune(plan, epochs=0).quality,
+        "probe": bench.fine_tune(plan, floor=0.1 * full).quality,
+        "int4": bench.fine_tune(plan_of(bench, 8, "int4"), epochs=1).quality,
+        "stopped": given_up.state,
         "given up": given_up.quality,
-        "trained": bench.train(plan, seed=4),
-        "dropped": bench.train(plan_of(bench, 0)),
-        "test": bench.pretrained().evaluate(SPLIT, on="test").quality(),
+        "trained": bench.train(plan, seed=4).quality,
+        "continued": bench.train(plan, start="full").quality,
+        "dropped": bench.train(plan_of(bench, 0)).quality,
+        "test": bench.full().evaluate(part="test").quality(),
     }
 
 
@@ -117,7 +118,7 @@ def sharded(tmp_path_factory):
 def test_every_quality_is_that_of_one_process(sharded, ranks, name):
     alone = results(name)
     exact = {what: alone.pop(what) for what in ("tables", "stopped")}
-    assert exact["stopped"] == "floor"
+    assert exact["stopped"] == "pruned"
     found = [dict(rank["results"][name]) for rank in sharded(ranks)[0]]
     for rank in found:
         torch.testing.assert_close(rank.pop("tables"), exact["tables"], rtol=0, atol=1e-4)
@@ -132,7 +133,7 @@ def test_the_search_finds_the_plan_of_one_process(sharded, ranks, tmp_path):
     found, folder = sharded(ranks)
     assert [rank["search"] for rank in found] == [alone] * ranks
     mine, theirs = history(tmp_path), history(folder / "search")
-    assert len(mine) == len(theirs) == 1 + 6 + 2
+    assert len(mine) == len(theirs) == 1 + 6 + 2 * 2  # finalists start twice
     for one, other in zip(mine, theirs, strict=True):
         for measured in ("fitness", "quality"):
             if measured in one:
@@ -144,7 +145,7 @@ def test_the_search_finds_the_plan_of_one_process(sharded, ranks, tmp_path):
     # One process reads what the ranks have kept.
     written = times(folder / "search")
     bench = bench_of(run_dir=folder / "search")
-    assert bench.full_quality() == pytest.approx(bench_of(run_dir=tmp_path).full_quality())
+    assert bench.full().quality == pytest.approx(bench_of(run_dir=tmp_path).full().quality)
     assert times(folder / "search") == written
 
 
@@ -172,33 +173,33 @@ def on_rank_of_two(pg, folder: Path):
     found = on_rank(pg, folder)
     found["kept"] = kept(pg, folder / "kept")
     found["errors"] = {how: error_of(pg, folder, how) for how in ("settings", "folder", "broken")}
-    found["after all"] = bench_of(pg, run_dir=folder / "kept").full_quality()
+    found["after all"] = bench_of(pg, run_dir=folder / "kept").full().quality
     return found
 
 
 def kept(pg, folder: Path):
     """Qualities of a run that was interrupted and continued, and that was then read back."""
-    saves, save, quality = [], TrainedModel.save, Workplace.quality
+    saves, save, quality = [], Trained.save, RankingTask.validate
 
     def counted_save(self, path, **more):
         saves.append(path.name)
         return save(self, path, **more)
 
-    def third_time_unlucky(self, *args):
+    def third_time_unlucky(self, *args, **more):
         asked.append(1)
         if len(asked) == 3:
             raise Interrupted
-        return quality(self, *args)
+        return quality(self, *args, **more)
 
-    TrainedModel.save, asked = counted_save, []
-    Workplace.quality = third_time_unlucky
+    Trained.save, asked = counted_save, []
+    RankingTask.validate = third_time_unlucky
     try:
-        bench_of(pg, run_dir=folder).full_quality()
+        bench_of(pg, run_dir=folder).full()
     except Interrupted:
         asked.append("interrupted")
     unfinished = models(folder)
-    results = [bench_of(pg, run_dir=folder).pretrained().result for _ in range(2)]
-    TrainedModel.save, Workplace.quality = save, quality
+    results = [bench_of(pg, run_dir=folder).full().outcome for _ in range(2)]
+    Trained.save, RankingTask.validate = save, quality
     return {
         "validations": asked,
         "unfinished": unfinished,
@@ -240,7 +241,7 @@ def error_of(pg, folder: Path, how: str) -> tuple[str, str]:
             target.parent.mkdir(parents=True)
             target.write_bytes(b"no weights")
     try:
-        bench_of(pg, **more).full_quality()
+        bench_of(pg, **more).full()
     except Exception as error:
         return type(error).__name__, str(error)
     return "", ""

@@ -8,7 +8,8 @@ from types import MappingProxyType
 from .bet import BET
 from .equal_sizes import EqualSizes
 from .mixed_random import MixedRandom
-from .problem import Evaluate, Sizer, SizingProblem, Workbench
+from .problem import SizingProblem
+from .workbench import Evaluate, Sized, Sizer, Start, Train, Trained, Workbench
 
 __all__ = [
     "BET",
@@ -16,8 +17,12 @@ __all__ = [
     "EqualSizes",
     "Evaluate",
     "MixedRandom",
+    "Sized",
     "Sizer",
     "SizingProblem",
+    "Start",
+    "Train",
+    "Trained",
     "Workbench",
 ]
 

@@ -34,15 +34,21 @@ class EqualSizes:
             InvalidInputError: the budget does not allow this precision.
             InfeasibleBudgetError: nothing fits in this precision.
         """
-        precision, space = one_precision(problem, self.precision)
-        steps = space.steps(torch.zeros(1, len(problem.tables), dtype=torch.int64))
-        level = _largest_level(space, steps)
-        boundaries = _at_level(space, level)
-        if level + 1 < len(space.widths):
-            boundaries = _raise_frequent(problem, space, steps, boundaries, level + 1)
-        # rounding, and steps that alignment makes free, leave a last few bytes to give out
-        boundaries = settle(boundaries[None], steps, space.limit)[0]
+        precision, _ = one_precision(problem, self.precision)
+        boundaries = equal_boundaries(problem, precision)
         return problem.plan(boundaries, (precision,) * len(problem.tables), "es")
+
+
+def equal_boundaries(problem: SizingProblem, precision: str) -> torch.Tensor:
+    """(F, W) rows of at least each width in ``EqualSizes``'s plan; raises as that does."""
+    _, space = one_precision(problem, precision)
+    steps = space.steps(torch.zeros(1, len(problem.tables), dtype=torch.int64))
+    level = _largest_level(space, steps)
+    boundaries = _at_level(space, level)
+    if level + 1 < len(space.widths):
+        boundaries = _raise_frequent(problem, space, steps, boundaries, level + 1)
+    # rounding, and steps that alignment makes free, leave a last few bytes to give out
+    return settle(boundaries[None], steps, space.limit)[0]
 
 
 def _at_level(space: FitSpace, level: int) -> torch.Tensor:

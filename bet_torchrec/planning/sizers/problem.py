@@ -1,18 +1,16 @@
-"""What a sizer is asked, what it may use, and what it answers: the seam between the wings.
-
-A sizer that must train something never imports a backbone or a training loop. It is handed a
-``Workbench``, or the user's own ``evaluate``, inside the problem.
-"""
+"""What a sizer is asked: tables, counts, a budget, and the ways to try a plan."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,116 +18,16 @@ from numpy.typing import NDArray
 
 from ...errors import InvalidInputError, MissingEvaluationError
 from ...outcome import Outcome
+from ...team import Alone, Team
 from ..budget import BITS, Budget, MemoryModel
 from ..counts import RowCounts
 from ..feasible import allowed_widths, require_feasible
 from ..fit import FitSpace
 from ..plan import Bucket, SizePlan, TablePlan
 from ..tables import TableSpec, table_specs
+from .workbench import Evaluate, Start, Train, Workbench
 
-if TYPE_CHECKING:
-    from ...models.protocol import EmbeddingModule
-    from ...tasks.task import Task
-
-Evaluate = Callable[[SizePlan], float]
-
-
-class Trained(Protocol):
-    """A trained model with its tables.
-
-    model, embedding: as they ended. outcome: how training went.
-    """
-
-    @property
-    def model(self) -> torch.nn.Module: ...
-    @property
-    def embedding(self) -> EmbeddingModule: ...
-    @property
-    def outcome(self) -> Outcome: ...
-
-    def full_tables(self) -> Mapping[str, torch.Tensor]:
-        """Copies of the tables by name, rows x embedding_dim each, zero-padded."""
-
-
-class Sized(Protocol):
-    """What a sizer decided, with an account of its own; SizePlan is one.
-
-    A method whose rows share parameters (codebooks, projections, factors) returns its own.
-    """
-
-    def cost(self) -> int:
-        """What it costs, exactly, in the budget's ``cost_unit``."""
-
-    def build(self, seed: int) -> EmbeddingModule:
-        """Its tables as a module that trains, freshly drawn."""
-
-
-class Workbench(Protocol):
-    """Trains and evaluates the task's model for a sizer. Quality: higher is better.
-
-    On several ranks all of them make the same calls in the same order, and get the same answers.
-    """
-
-    @property
-    def task(self) -> Task:
-        """What is learnt."""
-
-    def identity(self) -> Mapping[str, Any]:
-        """What the answers depend on (task, settings, seed), JSON-serialisable."""
-
-    def full(self) -> Trained:
-        """The model with full tables, trained once and kept."""
-
-    def fit(
-        self,
-        embedding: EmbeddingModule,
-        *,
-        settings: Any = None,
-        warm: Trained | None = None,
-        seed: int | None = None,
-        extra_loss: Callable[[], torch.Tensor] | None = None,
-        groups: Callable[..., Any] | None = None,
-        on_step: Callable[[int], None] | None = None,
-        floor: float | None = None,
-    ) -> Trained:
-        """Train the task's model over any embedding module, in place.
-
-        Args:
-            settings: of the training; None is the one from scratch. warm: whose model's weights
-                to start from (the tables are ``embedding``'s own affair). seed: None is the
-                workbench's. extra_loss: added to the task's at every step. groups: makes the
-                optimizer from the weights. on_step: called after every step with their number.
-            floor: as in ``fine_tune``.
-        """
-
-    def fine_tune(
-        self, plan: SizePlan, *, epochs: int | None = None, floor: float | None = None
-    ) -> Outcome:
-        """A brief training from the full tables' rows, cut to the plan's sizes.
-
-        Args:
-            epochs: None for the workbench's own; 0 evaluates the bare cut rows. floor: a quality
-                under which nobody cares, so that a hopeless one may stop early ("pruned").
-        """
-
-    def train(
-        self,
-        plan: SizePlan,
-        *,
-        seed: int | None = None,
-        start: Literal["scratch", "full"] = "scratch",
-    ) -> Outcome:
-        """A full training: from scratch, or from the full tables' rows, cut."""
-
-
-class Sizer(Protocol):
-    """A method that turns a problem into a plan: a frozen dataclass of hyper-parameters.
-
-    A sizer that cannot do without ``evaluate`` or a workbench says so by a class attribute
-    ``needs_evaluation = True``.
-    """
-
-    def __call__(self, problem: SizingProblem) -> SizePlan: ...
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -137,8 +35,12 @@ class SizingProblem:
     """Tables, counts and a budget: what a sizer needs to know.
 
     counts: one a table, in the tables' order. widths: ascending, may start with 0.
-    evaluate, workbench: ways to try a plan, or None. run_dir: where a sizer may keep its state;
-    resume: whether to take up what is there. progress: whether to show it.
+    evaluate, workbench: ways to try a plan, or None; train: beside evaluate, a full training.
+    identity: what evaluate and train depend on, in the user's words; a workbench has its own.
+    run_dir: where a sizer may keep its state; resume: whether to take up what is there.
+    progress: whether to show it.
+    team: the ranks that all run the sizer at once. Anything that the ranks could decide
+    differently is decided on the first (``team.first``); evaluate's values are averaged.
 
     Raises:
         InvalidInputError: counts or widths do not fit the tables.
@@ -151,10 +53,13 @@ class SizingProblem:
     widths: tuple[int, ...]
     seed: int = 0
     evaluate: Evaluate | None = None
+    train: Train | None = None
     workbench: Workbench | None = None
+    identity: str | None = None
     run_dir: Path | None = None
     resume: bool = False
-    progress: bool = field(default=False)
+    progress: bool = False
+    team: Team = field(default_factory=Alone)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tables", table_specs(self.tables))
@@ -304,10 +209,30 @@ class SizingProblem:
                 "that needs none, as EqualSizes()"
             )
 
+    @cached_property
+    def full_quality(self) -> float:
+        """The full model's quality, of the workbench.
+
+        Raises:
+            InvalidInputError: its training diverged, or it has learnt nothing.
+        """
+        assert self.workbench is not None
+        bench = self.workbench
+        outcome = self._asked("the full model", lambda: bench.full().outcome)
+        if not outcome.ok or outcome.quality <= 0:
+            raise InvalidInputError(
+                f"the full model's quality should be above 0, got {outcome.quality} "
+                f"({outcome.state}): it has learnt nothing; try a smaller learning rate"
+            )
+        return outcome.quality
+
     def fitness(
         self, plan: SizePlan, *, epochs: int | None = None, floor: float | None = None
-    ) -> float:
+    ) -> Outcome:
         """How good a plan is (Eq. 12): evaluate(plan), or its fine-tuned share of full quality.
+
+        A search learns from outcomes that are ``ok`` alone: an evaluate that gives NaN or an
+        infinity is "diverged", never an error.
 
         Args:
             epochs, floor: as in ``Workbench.fine_tune``, floor as a fitness; ``evaluate`` takes
@@ -315,32 +240,76 @@ class SizingProblem:
 
         Raises:
             MissingEvaluationError: there is no way to try a plan.
-            InvalidInputError: the answer is no finite number.
+            InvalidInputError: the answer is no number.
         """
         self.require_evaluation("that asked for a fitness")
         if self.evaluate is not None:
-            return finite(self.evaluate(plan), "evaluate")
+            evaluate = self.evaluate
+            return self._mean("evaluate", lambda: evaluate(plan))
         assert self.workbench is not None
-        full = finite(self.workbench.full_quality(), "full_quality")
-        if full <= 0:
+        bench, full = self.workbench, self.full_quality
+        least = None if floor is None else floor * full
+        outcome = self._asked(
+            "fine_tune", lambda: bench.fine_tune(plan, epochs=epochs, floor=least)
+        )
+        return replace(
+            outcome,
+            quality=outcome.quality / full,
+            history=tuple((step, quality / full) for step, quality in outcome.history),
+        )
+
+    @property
+    def starts(self) -> tuple[Start, ...]:
+        """The ways to train a plan fully; none where there is only ``evaluate``."""
+        if self.train is not None:
+            return ("scratch",)
+        return () if self.workbench is None else ("scratch", "full")
+
+    def trained(self, plan: SizePlan, *, seed: int, start: Start) -> Outcome:
+        """A full training of a plan, by ``train`` or the workbench; its quality as it is."""
+        if self.train is not None:
+            train = self.train
+            return self._mean("train", lambda: train(plan, seed))
+        assert self.workbench is not None
+        bench = self.workbench
+        return self._asked("train", lambda: bench.train(plan, seed=seed, start=start))
+
+    def way_to_try(self) -> dict[str, Any]:
+        """What the answers depend on, JSON-able: what a search must be resumed with again."""
+        bench = None if self.workbench is None else dict(self.workbench.identity())
+        own = None if self.evaluate is None and self.train is None else self.identity
+        return json.loads(json.dumps({"own": own, "workbench": bench}, default=str))
+
+    def _mean(self, what: str, work: Callable[[], Any]) -> Outcome:
+        """The mean over the ranks of their numbers."""
+        return _settled(self.team.mean(what, lambda: _number(work(), what)), what, self.team)
+
+    def _asked(self, what: str, work: Callable[[], Any]) -> Outcome:
+        """The workbench's answer, which is the same on all ranks: the first's is taken."""
+        outcome = self.team.broadcast(self.team.together(what, work))
+        if not isinstance(outcome, Outcome):
             raise InvalidInputError(
-                f"full_quality should be above 0, got {full}; the full model has learnt nothing"
+                f"a workbench's {what} should answer an Outcome, got {outcome!r}"
             )
-        quality = self.workbench.fine_tune(
-            plan, epochs=epochs, floor=None if floor is None else floor * full
-        )
-        return finite(quality, "fine_tune") / full
+        if outcome.ok:
+            return _settled(outcome.quality, what, self.team, outcome)
+        return outcome
 
 
-def finite(value: Any, what: str) -> float:
-    """A number that a search can compare; raises InvalidInputError for anything else."""
+def _settled(quality: float, what: str, team: Team, outcome: Outcome | None = None) -> Outcome:
+    """An outcome with this quality; diverged where that is no finite number."""
+    if math.isfinite(quality):
+        return outcome or Outcome(quality=quality)
+    if team.rank == 0:
+        _log.warning("%s gave %s: the plan counts as diverged", what, quality)
+    return Outcome.diverged()
+
+
+def _number(value: Any, what: str) -> float:
+    """A float, finite or not; raises InvalidInputError for anything else."""
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
         raise InvalidInputError(
-            f"{what} should return a finite number, higher is better, got {value!r}; "
-            "give a diverged model your worst value"
-        )
-    return number
+            f"{what} should return a number, higher is better, got {value!r}"
+        ) from None

@@ -96,8 +96,8 @@ def test_precision_is_seen():
         limit=150 * 4,
     )
     one = Sampler(space, COUNTS, EXPLORING_FAMILIES)
-    a = one.equal(0)
-    b = one.equal(1)
+    shares = torch.ones(2, dtype=torch.float64)
+    a, b = one.shaped(shares, 0), one.shaped(shares, 1)
     assert torch.equal(a.boundaries, b.boundaries)
     predictor = make(bits=(32.0, 8.0))
     assert abs(predictor(a).item() - predictor(b).item()) > 1e-6

@@ -1,87 +1,39 @@
-"""BET's loop with a fake workbench: strategies, history, resume, selective retraining."""
+"""BET's loop: anchors, strategies, states of probes, floors, settings."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-
 import numpy as np
 import pytest
+from fake_workbench import FakeWorkbench
+from searches import COUNTS, TABLES, bet, lines, plan, quality
 
-from bet_torchrec.errors import BetError
-from bet_torchrec.planning import BET, Budget, BudgetPlanner, TableSpec
+from bet_torchrec.errors import BetError, DivergedError, InvalidInputError
+from bet_torchrec.outcome import Outcome
+from bet_torchrec.planning import BET, Budget, BudgetPlanner, EqualSizes, TableSpec
 from bet_torchrec.planning.sizers.bet import (
     PAPER_FAMILIES,
+    CountPower,
+    Dirichlet,
+    Flat,
     FullBatch,
-    History,
-    HistoryError,
     SingleSamples,
 )
 
-TABLES = (
-    TableSpec(name="user", num_embeddings=300, embedding_dim=32),
-    TableSpec(name="item", num_embeddings=500, embedding_dim=32),
+
+@pytest.mark.parametrize(
+    "sizer",
+    [bet(iterations=20, trainer=FullBatch(steps=40)), BET.paper(iterations=20, finalists=0)],
 )
-COUNTS = {"user": np.arange(300, 0, -1) // 3, "item": np.arange(500, 0, -1) // 5}
-
-
-def bet(**settings):
-    """The default with a predictor that is trained briefly."""
-    return BET(**{"trainer": FullBatch(steps=15), **settings})
-
-
-def quality(plan):
-    """Best where users hold 70 % of the weights; smooth, deterministic, cheap."""
-    share = plan.sizes("user").sum() / plan.parameters()
-    return 1.0 - abs(share - 0.7)
-
-
-class Bench:
-    """Probes say one thing, training from scratch another."""
-
-    def __init__(self):
-        self.probed, self.trained = [], []
-
-    def full_tables(self):
-        return {}
-
-    def full_quality(self):
-        return 2.0
-
-    def fine_tune(self, plan, *, epochs=None, floor=None):
-        self.probed.append((plan, epochs, floor))
-        return 2 * quality(plan)
-
-    def train(self, plan, *, seed=None):
-        self.trained.append(plan)
-        return -quality(plan)
-
-
-def plan(sizer, *, seed=0, budget=None, **kwargs):
-    planner = BudgetPlanner(
-        budget=budget or Budget.sparsity(0.8), widths="any", sizer=sizer, seed=seed
-    )
-    if not kwargs.keys() & {"workbench", "evaluate"}:
-        kwargs["evaluate"] = quality
-    return planner.plan(TABLES, COUNTS, progress=False, **kwargs)
-
-
-def probes(folder):
-    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "probe"]
-
-
-@pytest.mark.parametrize("sizer", [bet(iterations=20), BET.paper(iterations=20)])
 def test_finds_what_is_good(sizer):
     found = plan(sizer)
     assert found.cost() <= found.limit
     assert quality(found) > 0.97
-    assert found == plan(sizer)
-    assert found != plan(sizer, seed=1)
+
+
+@pytest.mark.parametrize("sizer", [bet(iterations=7), BET.paper(iterations=7, finalists=0)])
+def test_the_seed_decides(sizer):
+    assert plan(sizer) == plan(sizer)
+    assert plan(sizer) != plan(sizer, seed=1)
 
 
 def test_the_paper_is_the_paper():
@@ -89,165 +41,177 @@ def test_the_paper_is_the_paper():
     assert (paper.iterations, paper.candidates, paper.finalists) == (50, 100, 5)
     assert paper.families == PAPER_FAMILIES
     assert paper.trainer == SingleSamples()
+    assert paper.shares == Dirichlet()
+    assert paper.strategies == ("predicted",) * 3 + ("random", "nearest")
     assert [f.beta_max for f in paper.families] == [20.0, 20.0, 5.0, 0.5]
-    assert (paper.mutants, paper.anchored) == (0.0, False)
+    assert (paper.mutants, paper.anchored, paper.tolerance) == (0.0, False, None)
+    assert paper.starts == ("scratch",)
+    assert BET.paper(iterations=3).iterations == 3
 
 
-def test_strategies_take_turns_and_equal_sizes_come_first(tmp_path):
-    plan(bet(iterations=11), run_dir=tmp_path)
-    lines = probes(tmp_path)
-    assert [p["strategy"] for p in lines] == [
-        "anchor", "subset", "subset", "random", "nearest",
-        "predicted", "predicted", "predicted", "random", "nearest", "predicted",
+def strategies(folder):
+    return [line["strategy"] for line in lines(folder)]
+
+
+def test_anchors_come_first_and_then_strategies_take_turns(tmp_path):
+    sizer = bet(iterations=13, strategies=("predicted", "random", "nearest"))
+    plan(sizer, run_dir=tmp_path)
+    assert strategies(tmp_path) == [
+        "anchor", "subset", "small", "subset", "count",
+        "nearest", "count", "random", "nearest", "predicted", "random", "nearest", "predicted",
     ]  # fmt: skip
-    for t in range(2):
-        of_table = [sum(w * n for w, n in table) for table in lines[1 + t]["buckets"]]
-        assert of_table[t] > 0.8 * sum(of_table)
-    (user, item) = lines[0]["buckets"]
-    assert {w for w, _ in user} | {w for w, _ in item} <= {6, 7}  # 0.2 * 32 = 6.4
+    tried = lines(tmp_path)
+    for number, table in ((1, 0), (3, 1)):
+        of_table = [sum(w * n for w, n in buckets) for buckets in tried[number]["buckets"]]
+        assert of_table[table] > 0.8 * sum(of_table)
 
 
-def test_four_tables_are_tried_in_every_subset(tmp_path):
-    tables = [TableSpec(name, 30, 32) for name in "abcd"]
-    counts = {name: np.arange(30) for name in "abcd"}
-    BudgetPlanner(
-        budget=Budget.sparsity(0.8), widths=range(33), sizer=bet(iterations=16), seed=0
-    ).plan(tables, counts, lambda plan: 1.0, run_dir=tmp_path, progress=False)
-    lines = probes(tmp_path)
-    assert [p["strategy"] for p in lines][:15] == ["anchor"] + ["subset"] * 14
-    kept = []
-    for line in lines[1:15]:
-        of_table = [sum(w * n for w, n in table) for table in line["buckets"]]
-        kept.append(frozenset(i for i, n in enumerate(of_table) if n > 0.1 * sum(of_table)))
-    assert len(set(kept)) == 14
-    assert all(0 < len(subset) < 4 for subset in kept)
-
-
-def test_each_precision_has_an_anchor(tmp_path):
+def test_equal_sizes_are_exactly_those_of_equal_sizes(tmp_path):
     budget = Budget.bytes(20_000, purpose="inference", dtype=("fp16", "int8", "int4"), alignment=1)
-    found = plan(bet(iterations=6), budget=budget, run_dir=tmp_path)
-    anchors = [p["precisions"] for p in probes(tmp_path) if p["strategy"] == "anchor"]
-    assert anchors == [["fp16"] * 2, ["int8"] * 2, ["int4"] * 2]
-    assert found.cost() <= 20_000
+    plan(bet(iterations=1), budget=budget, run_dir=tmp_path)
+    anchors = lines(tmp_path)
+    assert [p["strategy"] for p in anchors] == ["anchor"] * 3  # however few iterations there are
+    for anchor, precision in zip(anchors, ("fp16", "int8", "int4"), strict=True):
+        equal = plan(EqualSizes(precision=precision), budget=budget)
+        assert anchor["precisions"] == [precision] * 2
+        assert anchor["buckets"] == [[[b.width, b.rows] for b in t.buckets] for t in equal.tables]
+
+
+def many(**more):
+    """Twelve tables, from 3 rows to 3,000."""
+    rows = [3, 5, 18, 40, 80, 200, 300, 500, 900, 1500, 2000, 3000]
+    tables = [TableSpec(f"t{i}", n, 16) for i, n in enumerate(rows)]
+    rng = np.random.default_rng(0)
+    counts = {t.name: np.bincount(rng.zipf(1.3, 4000) % t.num_embeddings,
+                                  minlength=t.num_embeddings) for t in tables}  # fmt: skip
+    planner = BudgetPlanner(budget=Budget.sparsity(0.9), widths=(0, 1, 2, 4, 8, 16), **more)
+    return planner, tables, counts
+
+
+def test_many_tables_are_each_left_out_in_turn_and_the_search_keeps_half(tmp_path):
+    planner, tables, counts = many(sizer=bet(iterations=30, trainer=FullBatch(steps=1)))
+    planner.plan(
+        tables, counts, lambda plan: plan.tables[3].parameters, run_dir=tmp_path, progress=False
+    )
+    tried = lines(tmp_path)
+    left = [p for p in tried if p["strategy"] == "subset"]
+    # what a whole budget leaves over may still widen a row or two of the one that is out
+    nearly_empty = [
+        {t for t, b in enumerate(p["buckets"]) if sum(w * n for w, n in b) <= 3} for p in left
+    ]
+    assert [len(e) for e in nearly_empty] == [1] * 12
+    assert set().union(*nearly_empty) == set(range(12))
+    searched = [p["strategy"] not in ("anchor", "subset", "small", "count") for p in tried]
+    assert sum(searched[:5]) == 0
+    assert sum(searched[5:30]) >= 12
+
+
+def test_small_tables_at_full_width(tmp_path):
+    planner, tables, counts = many(sizer=bet(iterations=4, trainer=FullBatch(steps=1)))
+    planner.plan(tables, counts, lambda plan: 1.0, run_dir=tmp_path, progress=False)
+    (small,) = [p for p in lines(tmp_path) if p["strategy"] == "small"]
+    assert small["buckets"][:3] == [[[16, 3]], [[16, 5]], [[16, 18]]]
+    largest = sum(w * n for w, n in small["buckets"][-1])
+    assert largest > 0.2 * 0.1 * 16 * sum(t.num_embeddings for t in tables)
+
+
+def test_no_plan_is_tried_twice(tmp_path):
+    plan(bet(iterations=12), widths=(4, 32), run_dir=tmp_path)
+    tried = [repr((p["buckets"], p["precisions"])) for p in lines(tmp_path)]
+    assert len(set(tried)) == len(tried)
 
 
 def test_precisions_that_cannot_fit_are_left_out(tmp_path):
     # 800 rows of width 1 are 3,200 bytes in fp32, 1,600 in fp16
     budget = Budget.bytes(3_000, purpose="inference", dtype=("fp32", "fp16"), alignment=1)
     found = plan(bet(iterations=6), budget=budget, run_dir=tmp_path)
-    assert {p for line in probes(tmp_path) for p in line["precisions"]} == {"fp16"}
+    assert {p for line in lines(tmp_path) for p in line["precisions"]} == {"fp16"}
     assert found.cost() <= 3_000
 
 
-@pytest.mark.parametrize("sizer", [bet(iterations=12), BET.paper(iterations=12)])
-@pytest.mark.parametrize("stop", [1, 7])
-def test_an_interrupted_search_continues_to_the_identical_plan(tmp_path, sizer, stop):
-    undisturbed = plan(sizer, run_dir=tmp_path / "a")
+def sometimes(answers, ok=quality):
+    """An evaluation that gives these instead of the quality, by number of call."""
     calls = []
 
-    def interrupted(p):
+    def evaluate(p):
         calls.append(p)
-        if len(calls) > stop:
-            raise KeyboardInterrupt
-        return quality(p)
+        answer = answers.get(len(calls) - 1)
+        return ok(p) if answer is None else answer
 
-    with pytest.raises(KeyboardInterrupt):
-        plan(sizer, run_dir=tmp_path / "b", evaluate=interrupted)
-    assert len(probes(tmp_path / "b")) == stop
-    assert plan(sizer, resume=tmp_path / "b") == undisturbed
-    a, b = probes(tmp_path / "a"), probes(tmp_path / "b")
-    assert [{**p, "seconds": 0} for p in a] == [{**p, "seconds": 0} for p in b]
+    return evaluate, calls
 
 
-def test_kill_minus_nine(tmp_path):
-    script = textwrap.dedent(
-        """
-        import os, signal, sys
-        sys.path.insert(0, sys.argv[2])
-        from test_search import plan, quality, bet
-        calls = []
-        def dying(p):
-            calls.append(p)
-            if len(calls) == 6:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return quality(p)
-        plan(bet(iterations=10), run_dir=sys.argv[1], evaluate=dying)
-        """
-    )
-    here = os.path.dirname(__file__)
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run"), here], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert len(probes(tmp_path / "run")) == 5
-    resumed = plan(bet(iterations=10), resume=tmp_path / "run")
-    assert resumed == plan(bet(iterations=10))
+def test_a_search_survives_probes_that_diverge(tmp_path):
+    bad = {2: float("nan"), 5: float("inf"), 7: -float("inf")}
+    evaluate, calls = sometimes(bad)
+    found = plan(bet(iterations=12), evaluate=evaluate, run_dir=tmp_path)
+    tried = lines(tmp_path)
+    assert [t for t, p in enumerate(tried) if p["state"] == "diverged"] == sorted(bad)
+    assert [p["fitness"] for p in tried if p["state"] == "diverged"] == [None] * 3
+    assert len(calls) == 12
+    fitness = {p["iteration"]: p["fitness"] for p in tried if p["state"] == "ok"}
+    assert int(found.metadata["iteration"]) == max(fitness, key=fitness.get)
+    evaluate, again = sometimes({})
+    assert plan(bet(iterations=12), evaluate=evaluate, resume=tmp_path) == found
+    assert not again
 
 
-def test_a_line_cut_short_is_forgotten(tmp_path):
-    plan(bet(iterations=4), run_dir=tmp_path)
-    path = tmp_path / "history.jsonl"
-    path.write_bytes(path.read_bytes()[:-40])
-    assert plan(bet(iterations=4), resume=tmp_path) == plan(bet(iterations=4))
-    assert [p["iteration"] for p in probes(tmp_path)] == [0, 1, 2, 3]
+def test_a_pruned_probe_teaches_nothing(tmp_path):
+    """One that claims the best of qualities is no best, no parent, no finalist."""
+    given_up = Outcome(quality=9.0, state="pruned")
+    evaluate, _ = sometimes({3: given_up, 6: given_up})
+    bench = FakeWorkbench(evaluate)
+    sizer = bet(iterations=10, finalists=2, strategies=("local",))
+    found = plan(sizer, workbench=bench, run_dir=tmp_path)
+    assert [p["iteration"] for p in lines(tmp_path) if p["state"] == "pruned"] == [3, 6]
+    trained = {int(p.metadata["iteration"]) for p, _, _ in bench.trained}
+    assert len(trained) == 3  # two, and equal sizes
+    assert not trained & {3, 6}
+    assert found.metadata["iteration"] not in ("3", "6")
 
 
-def test_a_search_can_be_made_longer(tmp_path):
-    plan(bet(iterations=4), run_dir=tmp_path)
-    longer = plan(bet(iterations=8), resume=tmp_path)
-    assert longer == plan(bet(iterations=8))
+def test_where_everything_diverges_it_says_so(tmp_path):
+    evaluate, calls = sometimes(dict.fromkeys(range(99), float("nan")))
+    with pytest.raises(DivergedError, match="none of the 6 plans"):
+        plan(bet(iterations=6), evaluate=evaluate, run_dir=tmp_path)
+    with pytest.raises(DivergedError):
+        plan(bet(iterations=6), evaluate=evaluate, resume=tmp_path)
+    assert len(calls) == 6
 
 
-def test_another_searchs_history_is_refused(tmp_path):
-    plan(bet(iterations=3), run_dir=tmp_path)
-    with pytest.raises(HistoryError, match="seed: 0 there, 1 now"):
-        plan(bet(iterations=3), resume=tmp_path, seed=1)
-    with pytest.raises(HistoryError, match="settings"):
-        plan(bet(iterations=3, candidates=7), resume=tmp_path)
-    with pytest.raises(BetError, match="already holds a search"):
-        plan(bet(iterations=3), run_dir=tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"\x00\x01garbage\n", b"[1, 2]\n", b"{}\n", b'{"kind": 3}\n'])
-def test_a_foreign_file_is_refused(tmp_path, content):
-    (tmp_path / "history.jsonl").write_bytes(content)
-    with pytest.raises(HistoryError):
-        History.open(tmp_path / "history.jsonl", {"seed": 0}, resume=True)
-
-
-def test_finalists_are_retrained_and_validation_decides(tmp_path):
-    bench = Bench()
-    found = plan(bet(iterations=10, finalists=3), workbench=bench, run_dir=tmp_path)
-    fitness = {p["iteration"]: p["fitness"] for p in probes(tmp_path)}
-    top = sorted(fitness, key=lambda t: -fitness[t])[:3]
-    trained = [int(p.metadata["iteration"]) for p in bench.trained]
-    assert trained[:3] == top
-    assert 0 in trained  # equal sizes are always among them
-    worst_probe = min(trained, key=lambda t: fitness[t])  # this bench trains the other way round
-    assert int(found.metadata["iteration"]) == worst_probe
-    again = Bench()
-    assert plan(bet(iterations=10, finalists=3), workbench=again, resume=tmp_path) == found
-    assert not again.probed
-    assert not again.trained
-
-
-def test_hopeless_probes_get_a_floor():
-    bench = Bench()
-    sizer = bet(iterations=8, finalists=2, stop_hopeless=True, probe_epochs=3)
+@pytest.mark.parametrize("finalists", [0, 1, 2])
+def test_hopeless_probes_get_a_floor(finalists):
+    bench = FakeWorkbench(lambda p: 2 * quality(p), full=2.0)
+    sizer = bet(iterations=8, finalists=finalists, stop_hopeless=True, probe_epochs=3)
     plan(sizer, workbench=bench)
     assert {epochs for _, epochs, _ in bench.probed} == {3}
-    seen, floors = [], [floor for _, _, floor in bench.probed]
-    assert floors[:2] == [None, None]
-    for (tried, _, floor), t in zip(bench.probed, range(8), strict=True):
-        if t >= 2:  # the second best so far, as a quality
-            assert floor == pytest.approx(sorted(seen)[-2])
+    places, seen = max(finalists, 1), []
+    for tried, _, floor in bench.probed:
+        if len(seen) < places:
+            assert floor is None
+        else:  # the last who would be a finalist, as a quality
+            assert floor == pytest.approx(sorted(seen)[-places])
         seen.append(2 * quality(tried))
 
 
-def test_a_quality_that_is_no_number_stops_the_search():
-    with pytest.raises(BetError, match="finite"):
-        plan(bet(iterations=3), evaluate=lambda p: float("nan"))
+def test_full_tables_in_fewer_bits_end_the_search(tmp_path, caplog):
+    budget = Budget.bytes(40_000, purpose="inference", dtype=("fp32", "fp16", "int8"), alignment=1)
+    bench = FakeWorkbench(lambda p: 0.9998 if p.precisions["user"] == ("int8",) else 0.9)
+    found = plan(bet(iterations=30), budget=budget, workbench=bench, run_dir=tmp_path)
+    # 800 rows of 32 weights are 102,400 bytes in fp32, 51,200 in fp16
+    assert [t.buckets[0].width for t in found.tables] == [32, 32]
+    assert len(lines(tmp_path)) == 3
+    assert "int8 fit the budget with 0.99980 of the full quality" in found.metadata["stopped"]
+    assert found.metadata["start"] == "full"
+    assert plan(bet(iterations=30), budget=budget, workbench=bench, resume=tmp_path) == found
+    assert len(bench.probed) == 3
+    for settings in ({"tolerance": None}, {"tolerance": 1e-4}):
+        bench = FakeWorkbench(bench.probe)
+        plan(bet(iterations=6, **settings), budget=budget, workbench=bench)
+        assert len(bench.probed) == 6
 
 
-def test_it_needs_a_way_to_try(tmp_path):
+def test_it_needs_a_way_to_try():
     planner = BudgetPlanner(budget=Budget.sparsity(0.8), sizer=bet(iterations=3))
     with pytest.raises(BetError, match="evaluat"):
         planner.plan(TABLES, COUNTS, progress=False)
@@ -256,12 +220,29 @@ def test_it_needs_a_way_to_try(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"iterations": 0}, "iterations"),
-        ({"mutants": 1.5}, "mutants"),
-        ({"families": ()}, "family"),
+        ({"iterations": 0}, "iterations should be an int, 1 or more"),
+        ({"iterations": 2.5}, "iterations"),
+        ({"candidates": None}, "candidates"),
+        ({"finalists": ""}, "finalists should be an int, 0 or more, got ''"),
+        ({"final_seeds": True}, "final_seeds"),
+        ({"probe_epochs": -1}, "probe_epochs"),
+        ({"mutants": 2}, "mutants should be a share"),
+        ({"mutants": "half"}, "mutants"),
+        ({"tolerance": -0.1}, "tolerance"),
+        ({"draws": "sobol"}, "draws"),
+        ({"anchored": 1}, "anchored"),
+        ({"strategies": ()}, "strategies"),
+        ({"strategies": "local"}, "strategies"),
+        ({"strategies": ("luck",)}, "strategies"),
+        ({"starts": ("warm",)}, "starts"),
+        ({"trainer": FullBatch}, "trainer"),
+        ({"shares": 0.5}, "shares"),
+        ({"families": ()}, "families"),
+        ({"families": (1,)}, "families"),
         ({"families": PAPER_FAMILIES}, "Flat"),
+        ({"families": (CountPower(), Flat(), Flat())}, "twice"),
     ],
 )
 def test_wrong_settings_say_so(wrong, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(InvalidInputError, match=match):
         bet(**wrong)

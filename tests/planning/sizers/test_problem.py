@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fake_workbench import FakeWorkbench
 
 from bet_torchrec.errors import InvalidInputError, MissingEvaluationError, PlanError
+from bet_torchrec.outcome import Outcome
 from bet_torchrec.planning.budget import Budget
 from bet_torchrec.planning.counts import RowCounts
 from bet_torchrec.planning.plan import Bucket
@@ -98,34 +100,73 @@ def test_wrong_problems_are_refused(changes, says):
         make(**changes)
 
 
+def tried(problem, **how):
+    return problem.fitness(problem.plan(BOUNDARIES, ("int8", "int8"), "mine"), **how)
+
+
 def test_fitness_is_what_evaluate_says():
-    problem = make(evaluate=lambda plan: torch.tensor(plan.parameters() / 100))
-    plan = problem.plan(BOUNDARIES, ("int8", "int8"), "mine")
-    assert problem.fitness(plan) == pytest.approx(0.4)
+    outcome = tried(make(evaluate=lambda plan: torch.tensor(plan.parameters() / 100)))
+    assert outcome.ok
+    assert outcome.quality == pytest.approx(0.4)
 
 
 def test_fitness_on_a_workbench_is_a_share_of_full_quality():
-    asked = []
+    answer = Outcome(quality=0.15, steps=7, history=((3, 0.1),))
+    bench = FakeWorkbench(lambda plan: answer, full=0.2)
+    outcome = tried(make(workbench=bench), epochs=3, floor=0.5)
+    assert (outcome.state, outcome.steps) == ("ok", 7)
+    assert outcome.quality == pytest.approx(0.75)
+    assert outcome.history == ((3, pytest.approx(0.5)),)
+    tried(make(workbench=bench))
+    assert [(epochs, floor) for _, epochs, floor in bench.probed] == [(3, 0.1), (None, None)]
 
-    def fine_tune(plan, *, epochs, floor):
-        asked.append((epochs, floor))
-        return 0.15
 
-    problem = make(workbench=SimpleNamespace(full_quality=lambda: 0.2, fine_tune=fine_tune))
-    plan = problem.plan(BOUNDARIES, ("int8", "int8"), "mine")
-    assert problem.fitness(plan, epochs=3, floor=0.5) == pytest.approx(0.75)
-    assert problem.fitness(plan) == pytest.approx(0.75)
-    assert asked == [(3, 0.1), (None, None)]
-    problem = make(workbench=SimpleNamespace(full_quality=lambda: 0.0, fine_tune=fine_tune))
+@pytest.mark.parametrize("full", [0.0, float("nan"), Outcome.diverged()])
+def test_a_full_model_that_learnt_nothing_is_an_error(full):
     with pytest.raises(InvalidInputError, match="above 0"):
-        problem.fitness(plan)
+        tried(make(workbench=FakeWorkbench(lambda plan: 0.1, full=full)))
 
 
-@pytest.mark.parametrize("answer", [float("nan"), float("inf"), None, "good"])
+def test_a_pruned_probe_says_so():
+    given_up = Outcome(quality=0.3, state="pruned")
+    outcome = tried(make(workbench=FakeWorkbench(lambda plan: given_up, full=0.5)))
+    assert (outcome.state, outcome.quality) == ("pruned", pytest.approx(0.6))
+
+
+@pytest.mark.parametrize("answer", [float("nan"), float("inf"), -float("inf")])
+def test_a_quality_that_is_not_finite_has_diverged(answer, caplog):
+    bench = FakeWorkbench(lambda plan: answer)
+    for problem in (make(evaluate=lambda plan: answer), make(workbench=bench)):
+        caplog.clear()
+        assert tried(problem).state == "diverged"
+        assert "diverged" in caplog.text
+
+
+@pytest.mark.parametrize("answer", [None, "good", [1.0, 2.0]])
 def test_an_answer_that_is_no_number_is_refused(answer):
-    problem = make(evaluate=lambda plan: answer)
-    with pytest.raises(InvalidInputError, match="evaluate should return a finite number"):
-        problem.fitness(problem.plan(BOUNDARIES, ("int8", "int8"), "mine"))
+    with pytest.raises(InvalidInputError, match="evaluate should return a number"):
+        tried(make(evaluate=lambda plan: answer))
+    bench = SimpleNamespace(full=FakeWorkbench(None).full, fine_tune=lambda *a, **k: answer)
+    with pytest.raises(InvalidInputError, match="should answer an Outcome"):
+        tried(make(workbench=bench))
+
+
+def test_ways_to_train():
+    def train(plan, seed):
+        return seed / 4
+
+    plan = make().plan(BOUNDARIES, ("int8", "int8"), "mine")
+    assert make(evaluate=len).starts == ()
+    own = make(evaluate=len, train=train)
+    assert own.starts == ("scratch",)
+    assert own.trained(plan, seed=3, start="scratch").quality == 0.75
+    bench = FakeWorkbench(
+        lambda plan: 0.1, lambda plan, start: {"scratch": 1.0, "full": 2.0}[start]
+    )
+    both = make(workbench=bench)
+    assert both.starts == ("scratch", "full")
+    assert both.trained(plan, seed=3, start="full").quality == 2.0
+    assert bench.trained == [(plan, 3, "full")]
 
 
 def test_no_way_to_try_a_plan():

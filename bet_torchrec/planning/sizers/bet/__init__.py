@@ -13,7 +13,8 @@ from .families import (
 from .history import History, HistoryError, Probe
 from .predictor import FitnessPredictor
 from .sampler import Candidates, Sampler
-from .search import BET
+from .settings import BET
+from .shares import Dirichlet, Informed
 from .training import FullBatch, SingleSamples
 
 __all__ = [
@@ -22,11 +23,13 @@ __all__ = [
     "PAPER_FAMILIES",
     "Candidates",
     "CountPower",
+    "Dirichlet",
     "FitnessPredictor",
     "Flat",
     "FullBatch",
     "History",
     "HistoryError",
+    "Informed",
     "LogNormal",
     "PowerLaw",
     "Probe",

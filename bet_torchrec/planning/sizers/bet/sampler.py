@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ....errors import InvalidInputError
 from ...counts import RowCounts
 from ...fit import FitSpace, Profile, fit
+from ...settle import bucket_rows
 from .families import PAPER_FAMILIES, Family
+from .shares import Dirichlet, Shares, move_mass
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -26,7 +30,8 @@ class Candidates:
     """m candidates over F tables and W widths.
 
     boundaries: (m, F, W) int64, rows of size >= widths[k]. precision: (m, F) index into the
-    budget's precisions. family: (m, F) index; beta: (m, F); shares: (m, F), sums to 1.
+    budget's precisions. family: (m, F) index; beta: (m, F).
+    shares: (m, F), what each table takes of what all take; sums to 1.
     """
 
     boundaries: Tensor
@@ -48,68 +53,88 @@ class Sampler:
     """Draws candidates that fit.
 
     draws: "quantiles" (closed form) or "iid" (the paper's literal draws, O(rows) each).
+    shares: how the tables' shares are drawn, see ``shares.py``.
     """
 
     space: FitSpace
     counts: Sequence[RowCounts]
     families: Sequence[Family] = PAPER_FAMILIES
     draws: Literal["quantiles", "iid"] = "quantiles"
+    shares: Shares = field(default_factory=Dirichlet)
 
     def __call__(self, m: int, rng: np.random.Generator) -> Candidates:
-        """Draw m candidates: shares ~ Dirichlet(1), a family, a beta and a precision a table."""
+        """Draw m candidates: shares, then a family, a beta and a precision a table."""
         tables = len(self.counts)
-        shares = torch.from_numpy(rng.dirichlet(np.ones(tables), size=m))
+        shares = torch.from_numpy(self.shares(m, self._rows(), self._lookups(), rng))
         family = torch.from_numpy(rng.integers(len(self.families), size=(m, tables)))
-        beta_max = torch.tensor([f.beta_max for f in self.families], dtype=torch.float64)
-        beta = torch.from_numpy(rng.uniform(1e-6, 1.0, size=(m, tables))) * beta_max[family]
+        beta = torch.from_numpy(rng.uniform(1e-6, 1.0, size=(m, tables))) * self._beta_max()[family]
         precision = torch.from_numpy(rng.integers(len(self.space.costs), size=(m, tables)))
         return self.fit(shares=shares, family=family, beta=beta, precision=precision, rng=rng)
 
     def around(self, parents: Candidates, m: int, rng: np.random.Generator) -> Candidates:
-        """Draw m candidates near the parents: shares and betas shaken, now and then a new family
-        or precision a table. Not in the paper, whose only local step is strategy III."""
+        """Draw m candidates near the parents: some budget moves between few tables, and a few
+        tables get another family, beta or precision. Not in the paper, whose only local step is
+        strategy III."""
         tables, families = len(self.counts), len(self.families)
         parent = parents[torch.from_numpy(rng.integers(len(parents), size=m))]
-        beta_max = torch.tensor([f.beta_max for f in self.families], dtype=torch.float64)
-        shape = (m, tables)
-        shares = parent.shares * torch.from_numpy(np.exp(rng.normal(0, 0.3, shape)))
-        anew = torch.from_numpy(rng.random(shape) < 0.15)
-        family = torch.where(
-            anew, torch.from_numpy(rng.integers(families, size=shape)), parent.family
-        )
+        widest = parent.boundaries.gather(-1, (self.space.depth - 1).expand(m, -1)[..., None])
+        room = (widest[..., 0] < self.space.rows).numpy()
+        shares = torch.from_numpy(move_mass(parent.shares.numpy(), room, rng))
+        shape, few = (m, tables), min(0.3, 2 / tables)
+        anew = torch.from_numpy(rng.random(shape) < few)
+        drawn = torch.from_numpy(rng.integers(families, size=shape))
+        family = torch.where(anew, drawn, parent.family)
+        touched = torch.from_numpy(rng.random(shape) < 2 * few)
         shaken = parent.beta * torch.from_numpy(np.exp(rng.normal(0, 0.4, shape)))
-        fresh = torch.from_numpy(rng.uniform(1e-6, 1.0, shape)) * beta_max[family]
+        beta_max = self._beta_max()[family]
+        fresh = torch.from_numpy(rng.uniform(1e-6, 1.0, shape)) * beta_max
+        beta = torch.where(anew, fresh, torch.where(touched, shaken, parent.beta))
+        other = torch.from_numpy(rng.random(shape) < few / 2)
         drawn = torch.from_numpy(rng.integers(len(self.space.costs), size=shape))
-        other = torch.from_numpy(rng.random(shape) < 0.15)
         return self.fit(
-            shares=shares / shares.sum(-1, keepdim=True),
+            shares=shares,
             family=family,
-            beta=torch.minimum(torch.where(anew, fresh, shaken), beta_max[family]),
+            beta=torch.minimum(beta, beta_max),
             precision=torch.where(other, drawn, parent.precision),
             rng=rng,
         )
 
-    def equal(self, precision: int) -> Candidates:
-        """The one candidate of equal sizes for all rows, in one precision. Needs a flat family."""
-        rows = self.space.rows.to(torch.float64)
-        return self._flat(rows / rows.sum(), precision)
+    def shaped(self, shares: Tensor, precision: int) -> Candidates:
+        """One candidate of these shares (F,), equal sizes within each table."""
+        return self._alike(shares, precision, "flat", 0.5)
 
-    def among(self, tables: Sequence[int], precision: int) -> Candidates:
-        """Nearly all of the budget for some tables, equal sizes in them. Needs a flat family."""
-        rows = self.space.rows.to(torch.float64)[list(tables)]
-        shares = torch.full((len(self.counts),), 1e-3, dtype=torch.float64)
-        shares[list(tables)] = rows / rows.sum()
-        return self._flat(shares / shares.sum(), precision)
+    def by_count(self, alpha: float, precision: int) -> Candidates:
+        """One candidate whose sizes follow (count + 1)^alpha, at one scale over all tables."""
+        widths, cost = self.space.widths.double(), self.space.costs[precision].double()
+        top = widths[self.space.depth - 1]
+        a_width = float(cost[-1] / widths[-1])
+        powers = [torch.tensor(c.values).double().add(1).pow(alpha) for c in self.counts]
+        rows = [torch.tensor(c.multiplicity).double() for c in self.counts]
 
-    def _flat(self, shares: Tensor, precision: int) -> Candidates:
-        flat = [f.name for f in self.families].index("flat")
-        return self.fit(
-            shares=shares[None],
-            family=torch.full((1, len(shares)), flat),
-            beta=torch.full((1, len(shares)), 0.5, dtype=torch.float64),
-            precision=torch.full((1, len(shares)), precision),
-            rng=np.random.default_rng(0),
+        def costs(scale: float) -> Tensor:
+            pairs = zip(powers, rows, top, strict=True)
+            return torch.stack([(n * (scale * p).clamp(max=d)).sum() for p, n, d in pairs])
+
+        low, high = 0.0, float(widths[-1])
+        for _ in range(50):
+            middle = (low + high) / 2
+            fits = float(costs(middle).sum()) * a_width <= self.space.limit
+            low, high = (middle, high) if fits else (low, middle)
+        return self._alike(costs(high), precision, "count_power", alpha)
+
+    def flat(self, boundaries: Tensor, precision: int) -> Candidates:
+        """Boundaries (1, F, W) that are there already, described as equal sizes."""
+        shape = boundaries.shape[:2]
+        return self._candidates(
+            boundaries,
+            precision=torch.full(shape, precision),
+            family=torch.full(shape, self._index("flat")),
+            beta=torch.full(shape, 0.5, dtype=torch.float64),
         )
+
+    def full_costs(self, precision: int) -> Tensor:
+        """(F,) int64: what each table costs with every row at its full width."""
+        return self.space.rows * self.space.costs[precision][self.space.depth - 1]
 
     def fit(
         self,
@@ -124,12 +149,40 @@ class Sampler:
         profile: Profile = _Quantiles(self, family.flatten(), beta.flatten())
         if self.draws == "iid":
             if rng is None:
-                raise ValueError('draws="iid" needs a random generator; pass rng.')
+                raise InvalidInputError('draws="iid" needs a random generator; pass rng')
             profile = _Draws(self, family.flatten(), beta.flatten(), rng)
         boundaries = fit(self.space, profile, shares=shares, precision=precision)
-        return Candidates(
-            boundaries=boundaries, precision=precision, family=family, beta=beta, shares=shares
+        return self._candidates(boundaries, precision=precision, family=family, beta=beta)
+
+    def _candidates(self, boundaries: Tensor, *, precision: Tensor, **more: Tensor) -> Candidates:
+        """With the shares that the tables really have, so that what is moved later is there."""
+        cost = (bucket_rows(boundaries) * self.space.costs[precision]).sum(-1).double() + 1e-9
+        shares = cost / cost.sum(-1, keepdim=True)
+        return Candidates(boundaries=boundaries, precision=precision, shares=shares, **more)
+
+    def _alike(self, shares: Tensor, precision: int, family: str, beta: float) -> Candidates:
+        shape = (1, len(shares))
+        if family not in [f.name for f in self.families]:
+            family = "flat"
+        return self.fit(
+            shares=(shares / shares.sum())[None],
+            family=torch.full(shape, self._index(family)),
+            beta=torch.full(shape, beta, dtype=torch.float64),
+            precision=torch.full(shape, precision),
+            rng=np.random.default_rng(0),
         )
+
+    def _index(self, family: str) -> int:
+        return [f.name for f in self.families].index(family)
+
+    def _beta_max(self) -> Tensor:
+        return torch.tensor([f.beta_max for f in self.families], dtype=torch.float64)
+
+    def _rows(self) -> NDArray[np.float64]:
+        return np.array([c.rows for c in self.counts], dtype=np.float64)
+
+    def _lookups(self) -> NDArray[np.float64]:
+        return np.array([c.total for c in self.counts], dtype=np.float64)
 
 
 class _Quantiles:

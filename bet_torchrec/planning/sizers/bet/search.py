@@ -5,133 +5,102 @@ Budgeted Embedding Table for Recommender Systems (WSDM 2024), Algorithm 1.
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ....errors import DivergedError
 from ...budget import BITS
 from ...fit import minimum_cost
 from ...plan import SizePlan
 from ..problem import SizingProblem
-from .families import EXPLORING_FAMILIES, PAPER_FAMILIES, Family
-from .history import History, Probe, to_boundaries, to_buckets, to_candidates
+from .anchors import Anchors
+from .finals import choose_finalists, retrain, warn_of_no_retraining
+from .history import History, HistoryError, Probe, to_boundaries, to_buckets, to_candidates
 from .predictor import FitnessPredictor
 from .sampler import Candidates, Sampler, concatenate
-from .training import FullBatch, SingleSamples, Trainer
 
-Strategy = Literal["predicted", "random", "nearest"]
-FEW_TABLES = (
-    4  # with few, one can do another's work (a graph model's items); subsets of many are too many
-)
-PAPER_STRATEGIES: tuple[Strategy, ...] = ("predicted",) * 3 + ("random", "nearest")
+if TYPE_CHECKING:
+    from .settings import BET
+
+_log = logging.getLogger(__name__)
+
+PARENTS = 5  # the fittest, around which mutants are drawn
 
 
 @dataclass(frozen=True, kw_only=True)
-class BET:
-    """Searches table-level sizes by trying a few candidates and predicting the rest.
+class Choice:
+    """What an iteration tries: one candidate, why, and the fitness that was predicted."""
 
-    iterations: probes (T). candidates: drawn an iteration (m), one of which is tried.
-    families: of size distributions. draws: "quantiles" (closed form) or "iid" (literal).
-    strategies: cycled over the iterations; I "predicted", II "random", III "nearest".
-    trainer: how the predictor learns. mutants: the share of the candidates that are drawn
-    around the best so far. anchored: equal sizes (in each precision) are tried first and always
-    among the finalists, so the result cannot be worse than they are on validation; then, with up
-    to four tables, nearly all of the budget for each subset of them, which random shares hardly
-    ever reach.
-    probe_epochs: of a probe's fine-tuning; None leaves it to the workbench.
-    stop_hopeless: lets the workbench end a probe early that cannot reach the best few.
-    finalists: trained from scratch at the end, the best on validation wins; 0 skips it.
-    """
-
-    iterations: int = 50
-    candidates: int = 100
-    families: tuple[Family, ...] = EXPLORING_FAMILIES
-    draws: Literal["quantiles", "iid"] = "quantiles"
-    strategies: tuple[Strategy, ...] = PAPER_STRATEGIES
-    trainer: Trainer = field(default_factory=FullBatch)
-    mutants: float = 0.5
-    anchored: bool = True
-    probe_epochs: int | None = None
-    stop_hopeless: bool = False
-    finalists: int = 5
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1 or self.candidates < 1 or self.finalists < 0:
-            raise ValueError(
-                "BET needs iterations >= 1, candidates >= 1 and finalists >= 0, got "
-                f"{self.iterations}, {self.candidates} and {self.finalists}."
-            )
-        if not 0 <= self.mutants <= 1:
-            raise ValueError(f"mutants is a share between 0 and 1, got {self.mutants}.")
-        if not self.families or not self.strategies:
-            raise ValueError("BET needs at least one family and one strategy.")
-        if self.anchored and "flat" not in [f.name for f in self.families]:
-            raise ValueError("anchored=True tries equal sizes: add Flat() to families.")
-
-    @classmethod
-    def paper(cls, **changes: object) -> BET:
-        """The published settings: four families, single-sample updates, no anchor, no mutants."""
-        settings: dict[str, object] = {
-            "families": PAPER_FAMILIES,
-            "trainer": SingleSamples(),
-            "mutants": 0.0,
-            "anchored": False,
-        }
-        return cls(**{**settings, **changes})  # type: ignore[arg-type]
-
-    def __call__(self, problem: SizingProblem) -> SizePlan:
-        """Search, and return the best plan found.
-
-        Raises:
-            InfeasibleBudgetError: no plan fits the budget.
-            MissingEvaluationError: the problem brings nothing to evaluate a plan with.
-        """
-        return Search(self, problem).run()
+    candidate: Candidates
+    strategy: str
+    predicted: float | None = None
 
 
 class Search:
-    """One run of BET on one problem."""
+    """One run of BET on one problem.
+
+    On several ranks each has one, and all do the same: what to try next is decided on the first
+    rank and broadcast, and outcomes are the same everywhere.
+    """
 
     def __init__(self, settings: BET, problem: SizingProblem) -> None:
         problem.require_evaluation("BET")
-        self.settings, self.problem = settings, problem
+        self.settings, self.problem, self._team = settings, problem, problem.team
         self._precisions = _affordable(problem)
         self.space = problem.fit_space(precisions=self._precisions)
-        self.sampler = Sampler(self.space, problem.counts, settings.families, settings.draws)
+        self.sampler = Sampler(
+            self.space, problem.counts, settings.families, settings.draws, settings.shares
+        )
         self._families = [f.name for f in settings.families]
-        path = None if problem.run_dir is None else problem.run_dir / "history.jsonl"
-        self.history = History.open(path, self._header(), resume=problem.resume)
+        self._anchors = Anchors(problem, self.sampler, self._precisions)
+        self.history = self._team.together("the history", self._open)
+        self.history.probes, self.history.retrained = self._team.broadcast(
+            (self.history.probes, self.history.retrained)
+        )
 
     def run(self) -> SizePlan:
+        """Search to the end.
+
+        Raises:
+            DivergedError: no plan that was tried came to a quality.
+        """
         done = len(self.history.probes)
-        total = self.settings.iterations
-        bar = tqdm(total=total, initial=done, desc="search", disable=not self.problem.progress)
-        with bar:
+        total = max(self.settings.iterations, self._anchors.equal * self.settings.anchored)
+        shown = self.problem.progress and self._team.rank == 0
+        with tqdm(total=total, initial=done, desc="search", disable=not shown) as bar:
             for t in range(done, total):
+                if self._good_enough() is not None:
+                    break
                 self.step(t)
-                best = self.history.best()[0]
-                bar.set_postfix(best=f"{best.fitness:.4f}", at=best.iteration)
+                if best := self.history.best():
+                    bar.set_postfix(best=f"{best[0].fitness:.4f}", at=best[0].iteration)
                 bar.update()
         return self._finish()
 
     def step(self, t: int) -> Probe:
         """Iteration t: choose a candidate, try it, remember it. Depends on seed, t and history."""
-        rng = np.random.default_rng([self.problem.seed, t])
-        chosen, strategy, predicted = self._choose(t, rng)
+        choice = self._team.first("choosing what to try", lambda: self._choose(t))
+        chosen = choice.candidate
         plan = self._plan(chosen.boundaries[0], chosen.precision[0].tolist())
         start = time.perf_counter()
-        fitness = self._try(plan)
+        outcome = self.problem.fitness(
+            plan, epochs=self.settings.probe_epochs, floor=self._floor(choice.strategy)
+        )
         probe = Probe(
             iteration=t,
-            strategy=strategy,
-            fitness=fitness,
-            predicted=predicted,
+            strategy=choice.strategy,
+            state=outcome.state,
+            fitness=outcome.quality if math.isfinite(outcome.quality) else None,
+            predicted=choice.predicted,
             seconds=round(time.perf_counter() - start, 3),
             families=[self._families[i] for i in chosen.family[0]],
             beta=chosen.beta[0].tolist(),
@@ -139,16 +108,23 @@ class Search:
             precisions=[self._precisions[i] for i in chosen.precision[0]],
             buckets=to_buckets(chosen.boundaries[0], self.space.widths),
         )
-        self.history.add(probe)
+        self._team.together("the history", lambda: self.history.add(probe))
         return probe
 
-    def _choose(self, t: int, rng: np.random.Generator) -> tuple[Candidates, str, float | None]:
-        if self.settings.anchored and (anchor := self._anchor(t)):
-            return *anchor, None
-        candidates = self._draw(rng)
+    def _choose(self, t: int) -> Choice:
+        rng = np.random.default_rng([self.problem.seed, t])
+        if self.settings.anchored and (number := self._anchors.due(t)) is not None:
+            anchor = self._anchors.candidate(number, self._best_precision())
+            if number < self._anchors.equal or not self._are_tried(anchor)[0]:
+                return Choice(candidate=anchor, strategy=self._anchors.kind(number))
         strategy = self.settings.strategies[t % len(self.settings.strategies)]
-        if strategy == "random" or not self.history.probes:
-            return candidates[[int(rng.integers(len(candidates)))]], "random", None
+        if not self.history.ok and strategy != "random":
+            strategy = "random"
+        candidates = self._draw(strategy, rng)
+        if strategy in ("random", "local"):
+            return Choice(
+                candidate=candidates[[int(rng.integers(len(candidates)))]], strategy=strategy
+            )
         predictor = self._trained_predictor()
         with torch.no_grad():
             predicted = predictor(candidates)
@@ -157,35 +133,40 @@ class Search:
             else:
                 target = predictor.embed(self._tried(self.history.best()))
                 best = int((predictor.embed(candidates) - target).norm(dim=-1).argmin())
-        return candidates[[best]], strategy, float(predicted[best])
+        return Choice(
+            candidate=candidates[[best]], strategy=strategy, predicted=float(predicted[best])
+        )
 
-    def _anchor(self, t: int) -> tuple[Candidates, str] | None:
-        """Equal sizes in each precision; then, with few tables, among each subset of them."""
-        equal, tables = len(self._precisions), len(self.problem.tables)
-        if t < equal:
-            return self.sampler.equal(t), "anchor"
-        if tables > FEW_TABLES:
-            return None
-        subsets = [s for size in range(1, tables) for s in combinations(range(tables), size)]
-        if t - equal >= len(subsets):
-            return None
-        best = max(self.history.probes[:equal], key=lambda p: p.fitness)
-        precision = self._precisions.index(best.precisions[0])
-        return self.sampler.among(subsets[t - equal], precision), "subset"
+    def _best_precision(self) -> int:
+        """That of the best equal sizes so far."""
+        equal = [p for p in self.history.best(len(self.history.probes)) if p.strategy == "anchor"]
+        return self._precisions.index(equal[0].precisions[0]) if equal else 0
 
-    def _draw(self, rng: np.random.Generator) -> Candidates:
-        m = self.settings.candidates
-        mutants = int(m * self.settings.mutants) if len(self.history.probes) >= 5 else 0
+    def _draw(self, strategy: str, rng: np.random.Generator) -> Candidates:
+        """New candidates: none that was tried, as long as there are others."""
+        m, parents = self.settings.candidates, self.history.best(PARENTS)
+        mutants = int(m * self.settings.mutants) if len(parents) == PARENTS else 0
+        if strategy == "local" and parents:
+            mutants = m
         parts = [self.sampler(m - mutants, rng)] if mutants < m else []
         if mutants:
-            parts.append(self.sampler.around(self._tried(self.history.best(5)), mutants, rng))
-        return concatenate(parts)
+            parts.append(self.sampler.around(self._tried(parents), mutants, rng))
+        drawn = concatenate(parts)
+        new = [i for i, tried in enumerate(self._are_tried(drawn)) if not tried]
+        return drawn[new] if new else drawn
+
+    def _are_tried(self, candidates: Candidates) -> list[bool]:
+        """Of each candidate, whether the history has its sizes and precisions."""
+        probes = self.history.probes
+        known = _contents(self._tried(probes)) if probes else []
+        return [content in set(known) for content in _contents(candidates)]
 
     def _trained_predictor(self) -> FitnessPredictor:
-        probes = self.history.probes
-        fitness = [p.fitness for p in probes]
         return self.settings.trainer(
-            self._new_predictor, self._tried(probes), fitness, self.problem.seed
+            self._new_predictor,
+            self._tried(self.history.ok),
+            self.history.fitness(),
+            self.problem.seed,
         )
 
     def _new_predictor(self, generator: torch.Generator) -> FitnessPredictor:
@@ -201,37 +182,72 @@ class Search:
         )
 
     def _tried(self, probes: Sequence[Probe]) -> Candidates:
-        return to_candidates(list(probes), self.space.widths, self._families, self._precisions)
+        return to_candidates(probes, self.space.widths, self._families, self._precisions)
 
-    def _try(self, plan: SizePlan) -> float:
-        problem, best = self.problem, self.history.best(max(self.settings.finalists, 1))
-        floor = best[-1].fitness if self.settings.stop_hopeless and len(best) > 1 else None
-        return problem.fitness(plan, epochs=self.settings.probe_epochs, floor=floor)
+    def _floor(self, strategy: str) -> float | None:
+        """The fitness that a probe has to reach: that of the last who would be a finalist."""
+        places = max(self.settings.finalists, 1)
+        best = self.history.best(places)
+        if not self.settings.stop_hopeless or strategy == "anchor" or len(best) < places:
+            return None
+        return best[-1].fitness
+
+    def _good_enough(self) -> Probe | None:
+        """Full tables in fewer bits that fit the budget and lose next to nothing."""
+        tolerance = self.settings.tolerance
+        if tolerance is None or self.problem.evaluate is not None:
+            return None
+        for probe in self.history.ok:
+            full = all(
+                buckets == [[spec.embedding_dim, spec.num_embeddings]]
+                for buckets, spec in zip(probe.buckets, self.problem.tables, strict=True)
+            )
+            if full and probe.fitness is not None and probe.fitness >= 1 - tolerance:
+                return probe
+        return None
 
     def _finish(self) -> SizePlan:
-        """Selective retraining (Eq. 14), on validation; without a workbench the fittest wins."""
-        finalists = self.history.best(self.settings.finalists)
-        anchors = [p for p in self.history.best(len(self.history.probes)) if p.strategy == "anchor"]
-        finalists += [p for p in anchors[:1] if p not in finalists]
-        if self.problem.workbench is None or self.settings.finalists == 0:
-            best = self.history.best()[0]
-            return self._probe_plan(best, fitness=f"{best.fitness:.6g}")
-        bar = tqdm(finalists, desc="retraining", disable=not self.problem.progress)
-        for probe in bar:
-            if probe.iteration not in self.history.retrained:
-                quality = self.problem.workbench.train(self._probe_plan(probe))
-                self.history.add_retrained(probe.iteration, quality)
-        retrained = self.history.retrained
-        best = max(finalists, key=lambda p: retrained[p.iteration])
-        return self._probe_plan(
-            best,
-            fitness=f"{best.fitness:.6g}",
-            validation_quality=f"{retrained[best.iteration]:.6g}",
+        """Selective retraining (Eq. 14), on validation; without a way to, the fittest wins."""
+        if not self.history.ok:
+            raise DivergedError(
+                f"none of the {len(self.history.probes)} plans that were tried came to a quality: "
+                "all diverged. Try a smaller learning rate, and a plan by hand: "
+                "evaluate(BudgetPlanner(..., sizer=EqualSizes()).plan(tables, counts))"
+            )
+        if (full := self._good_enough()) is not None:
+            said = (
+                f"full tables in {'/'.join(sorted(set(full.precisions)))} fit the budget with "
+                f"{full.fitness:.5f} of the full quality"
+            )
+            _log.info("search ended: %s", said)
+            return self._probe_plan(full, start="full", stopped=said)
+        starts = [start for start in self.problem.starts if start in self.settings.starts]
+        if not self.settings.finalists or not starts:
+            if self.settings.finalists and self._team.rank == 0:
+                warn_of_no_retraining(self.settings.finalists)
+            return self._probe_plan(self.history.best()[0])
+        finalists = choose_finalists(self.history, self.settings.finalists)
+        best, start, quality = retrain(
+            self.problem,
+            self.history,
+            finalists,
+            self._probe_plan,
+            starts=starts,
+            seeds=self.settings.final_seeds,
         )
+        return self._probe_plan(best, validation_quality=f"{quality:.6g}", start=start)
+
+    def fittest(self, number: int) -> list[SizePlan]:
+        """The best of what was tried, and equal sizes in the precision that they were best in."""
+        best = self.history.best(number)
+        equal = [p for p in self.history.best(len(self.history.probes)) if p.strategy == "anchor"]
+        return [self._probe_plan(p) for p in best + [p for p in equal[:1] if p not in best]]
 
     def _probe_plan(self, probe: Probe, **metadata: str) -> SizePlan:
         precision = [self._precisions.index(p) for p in probe.precisions]
         metadata["iteration"] = str(probe.iteration)
+        if probe.fitness is not None:
+            metadata["fitness"] = f"{probe.fitness:.6g}"
         return self._plan(to_boundaries(probe.buckets, self.space.widths), precision, metadata)
 
     def _plan(
@@ -247,14 +263,38 @@ class Search:
             metadata=metadata or {},
         )
 
-    def _header(self) -> dict[str, object]:
+    def _open(self) -> History:
+        """The history; on other ranks than the first in memory alone."""
+        folder = self.problem.run_dir if self._team.rank == 0 else None
+        path = None if folder is None else folder / "history.jsonl"
+        history = History.open(path, self._header(), resume=self.problem.resume)
+        try:
+            tried = self._tried(history.probes).boundaries if history.probes else None
+        except (LookupError, ValueError, RuntimeError) as error:
+            raise HistoryError(
+                f"{path} holds sizes that this search never tries: {error}"
+            ) from None
+        if tried is not None and bool((tried[..., 0] != self.space.rows).any()):
+            raise HistoryError(f"{path} holds sizes that are not one a row of the tables")
+        return history
+
+    def _header(self) -> dict[str, Any]:
         """What must be the same for a search to be the same search, iterations aside."""
         settings = {k: repr(v) for k, v in vars(self.settings).items() if k != "iterations"}
-        return {
+        header = {
             "problem": self.problem.fingerprint(),
             "seed": self.problem.seed,
             "settings": settings,
+            "tried_with": self.problem.way_to_try(),
         }
+        known: dict[str, Any] = json.loads(json.dumps(header))
+        return known
+
+
+def _contents(candidates: Candidates) -> list[bytes]:
+    """What tells candidates apart."""
+    pairs = zip(candidates.boundaries, candidates.precision, strict=True)
+    return [b.numpy().tobytes() + p.numpy().tobytes() for b, p in pairs]
 
 
 def _affordable(problem: SizingProblem) -> list[str]:

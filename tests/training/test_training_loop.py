@@ -15,22 +15,24 @@ from bet_torchrec.errors import InvalidInputError
 from bet_torchrec.evaluation import evaluate
 from bet_torchrec.models import BipartiteGraph, LightGCN, make_backbone
 from bet_torchrec.models.protocol import BPRTerms
+from bet_torchrec.outcome import Outcome
+from bet_torchrec.tasks import BPR, RankingTask
+from bet_torchrec.tasks.ranking import BPRSampler, bpr_loss, scores_of
 from bet_torchrec.training import (
     CheckpointError,
-    DivergedError,
+    Hopeless,
     SizedEmbedding,
-    TrainResult,
+    TensorTables,
     TrainSettings,
-    bpr_loss,
     fast,
+    fit,
     paper,
-    paper_fine_tuning,
     published_lightgcn,
-    train_bpr,
 )
 
 SPLIT = small_split()
-QUICK = TrainSettings(batch_size=50, max_epochs=6, validate_every=20, l2=1e-4)
+QUICK = TrainSettings(max_epochs=6, validate_every=20)
+SMALL = BPR(batch_size=50)
 
 
 def untrained(name: str = "lightgcn", dim: int = 8, seed: int = 0):
@@ -41,14 +43,13 @@ def untrained(name: str = "lightgcn", dim: int = 8, seed: int = 0):
     return backbone, SizedEmbedding(sizes).draw(0.01, torch.Generator().manual_seed(seed))
 
 
-def run(backbone, embedding, settings=QUICK, *, seed=0, **more) -> TrainResult:
-    def validate() -> float:
-        backbone.eval()
-        return evaluate(backbone.scores(embedding), SPLIT, on="validation").quality()
+def task_of(backbone=None, bpr=SMALL) -> RankingTask:
+    return RankingTask(SPLIT, type(backbone).__name__.lower(), embedding_dim=8, bpr=bpr)
 
-    return train_bpr(
-        backbone, embedding, SPLIT.train, settings, seed=seed, validate=validate, **more
-    )
+
+def run(backbone, embedding, settings=QUICK, *, seed=0, bpr=SMALL, **more) -> Outcome:
+    task = task_of(backbone, bpr)
+    return fit(task, backbone, embedding, settings, seed=seed, **more)
 
 
 def weights(*modules) -> list[torch.Tensor]:
@@ -69,11 +70,10 @@ def test_loss_by_hand():
 
 def test_a_step_is_plain_adam_on_the_plain_loss():
     backbone, embedding = untrained()
-    settings = dataclasses.replace(QUICK, max_epochs=1, batch_size=10**6, sampler="pairs", l2=0.3)
+    settings = dataclasses.replace(QUICK, max_epochs=1)
+    bpr = BPR(batch_size=10**6, sampler="pairs", l2=0.3)
     oracle = {k: t.clone().requires_grad_() for k, t in embedding.full_tables().items()}
-    train_bpr(backbone, embedding, SPLIT.train, settings, seed=5)
-
-    from bet_torchrec.training import BPRSampler, TensorTables
+    run(backbone, embedding, settings, seed=5, bpr=bpr)
 
     batch = BPRSampler(SPLIT.train, batch_size=10**6, how="pairs", seed=5).batch(0)
     users, positives, negatives = map(torch.from_numpy, batch)
@@ -90,7 +90,7 @@ def test_a_step_is_plain_adam_on_the_plain_loss():
 @pytest.mark.parametrize("name", ["lightgcn", "ngcf", "ncf"])
 def test_learns(name):
     backbone, embedding = untrained(name)
-    before = evaluate(backbone.eval().scores(embedding), SPLIT, on="test").quality()
+    before = evaluate(scores_of(backbone, embedding), SPLIT, on="test").quality()
     result = run(backbone, embedding, dataclasses.replace(QUICK, max_epochs=12))
     after = evaluate(backbone.scores(embedding), SPLIT, on="test").quality()
     assert after > 1.5 * before
@@ -142,18 +142,53 @@ def test_patience_keeps_the_best():
         return next(qualities)
 
     settings = dataclasses.replace(QUICK, patience=2, validate_every=5)
-    result = train_bpr(backbone, embedding, SPLIT.train, settings, seed=0, validate=validate)
+    result = run(backbone, embedding, settings, validate=validate)
     assert (result.stopped, result.steps, result.best_step) == ("patience", 20, 10)
     assert result.quality == 0.3
     assert same(weights(embedding), kept[1])
 
 
-def test_without_validation_the_last_weights_stay():
+def test_the_last_step_is_validated_too():
     backbone, embedding = untrained()
-    result = train_bpr(backbone, embedding, SPLIT.train, QUICK, seed=0)
-    assert math.isnan(result.quality)
+    result = run(backbone, embedding, dataclasses.replace(QUICK, validate_every=10**9))
+    assert [step for step, _ in result.history] == [90]
     assert result.epochs == pytest.approx(6)
     assert result.best_step == result.steps == 90
+    each = run(*untrained(), dataclasses.replace(QUICK, validate_every=None))
+    assert [step for step, _ in each.history] == [15, 30, 45, 60, 75, 90]
+
+
+def test_an_extra_loss_is_added():
+    backbone, embedding = untrained()
+    weight = embedding.values["user"]
+    loss = dataclasses.replace(QUICK, lr=1e-2)
+    run(backbone, embedding, loss, extra_loss=lambda: 100 * weight.square().sum())
+    free = untrained()
+    run(*free, loss)
+    assert weight.abs().mean() < 0.2 * free[1].values["user"].abs().mean()
+
+
+def test_parameter_groups_keep_their_share_of_the_rate():
+    backbone, embedding = untrained()
+    before = embedding.values["item"].detach().clone()
+
+    def groups(weights):
+        split = [{"params": [w], "lr_scale": 0.0 if w is embedding.values["item"] else 1.0}
+                 for w in weights]  # fmt: skip
+        return torch.optim.SGD(split, lr=1.0)
+
+    run(backbone, embedding, make_optimizer=groups)
+    assert torch.equal(embedding.values["item"], before)
+
+
+def test_a_hopeless_run_is_pruned():
+    def hopeless(step: int) -> None:
+        if step == 7:
+            raise Hopeless(0.125)
+
+    found = run(*untrained(), on_step=hopeless)
+    assert (found.state, found.quality, found.steps) == ("pruned", 0.125, 7)
+    assert not found.ok
 
 
 def test_log_and_progress(tmp_path: Path, capsys):
@@ -175,19 +210,22 @@ def test_foreign_and_broken_checkpoints(tmp_path: Path):
         run(*untrained(), checkpoint=checkpoint)
 
 
-def test_divergence_is_an_error():
+def test_divergence_is_a_state():
     backbone, embedding = untrained()
     with torch.no_grad():
         embedding.values["user"].fill_(float("nan"))
-    with pytest.raises(DivergedError, match="lower lr"):
-        run(backbone, embedding)
+    found = run(backbone, embedding)
+    assert (found.state, found.steps) == ("diverged", 20)
+    assert math.isnan(found.quality)
+    odd = run(*untrained(), validate=lambda: math.inf)
+    assert odd.state == "diverged"
 
 
 def test_nothing_to_train():
     graph = BipartiteGraph(SPLIT.train.csr())
     empty = SizedEmbedding({"user": torch.zeros(60, dtype=int), "item": torch.zeros(80, dtype=int)})
     with pytest.raises(InvalidInputError, match="nothing to train"):
-        train_bpr(LightGCN(graph), empty, SPLIT.train, QUICK, seed=0)
+        run(LightGCN(graph), empty)
 
 
 def test_learning_rate():
@@ -206,12 +244,10 @@ def test_learning_rate():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"batch_size": 0},
         {"lr": -1.0},
         {"lr": math.nan},
         {"lr_decay": 1.5},
-        {"l2": -1e-9},
-        {"sampler": "all"},
+        {"validate_every": 0},
         {"max_epochs": 1.5},
         {"patience": 0},
     ],
@@ -221,9 +257,15 @@ def test_settings_are_checked(wrong):
         TrainSettings(**wrong)
 
 
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"l2": -1e-9}, {"sampler": "all"}])
+def test_batches_are_checked(wrong):
+    with pytest.raises(InvalidInputError, match=next(iter(wrong))):
+        BPR(**wrong)
+
+
 def test_recipes():
-    assert paper("ngcf").l2 == 1e-3
-    assert paper_fine_tuning("ngcf").max_epochs == 15
-    assert paper_fine_tuning().lr_decay == 0.98
-    assert published_lightgcn().batch_size == 2048
-    assert fast("lightgcn").sampler == "pairs"
+    assert paper("ngcf").bpr.l2 == 1e-3
+    assert paper("ngcf").fine_tuning.max_epochs == 15
+    assert paper().fine_tuning.lr_decay == 0.98
+    assert published_lightgcn().bpr.batch_size == 2048
+    assert fast("lightgcn").bpr.sampler == "pairs"

@@ -1,52 +1,43 @@
-"""Evaluation of a model that is spread over the ranks of a process group; see ``ranks``."""
+"""``evaluation.evaluate`` with the users shared out among the ranks of a process group."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch.distributed as dist
 from numpy.typing import ArrayLike
-from torch import nn
 
-from ..errors import CollectiveError
-from ..evaluation import KS, Metrics, evaluate
-from ..models.protocol import EmbeddingModule
-from .model import model_scores
-from .ranks import Peers
+from ...errors import CollectiveError
+from ...evaluation import KS, Metrics, evaluate
+from ...team import Team
 
 if TYPE_CHECKING:
-    from ..data import Split
+    from ...data import Split
+    from ...models.protocol import Scores
 
 
-def evaluate_sharded(
-    backbone: nn.Module,
-    embedding: EmbeddingModule,
+def evaluate_together(
+    scores: Scores,
     split: Split,
-    pg: dist.ProcessGroup,
+    team: Team,
     *,
     on: Literal["validation", "test"] = "test",
     mask: Literal["train", "train+validation"] | None = None,
     ks: Sequence[int] = KS,
     users: ArrayLike | None = None,
 ) -> Metrics:
-    """``evaluation.evaluate`` with users shared out among the ranks; every rank gets all metrics.
-
-    Final rows are gathered on every rank (all of them: what exact ranking needs).
+    """All ranks call this alike, with the scores of all users; each gets all metrics.
 
     Raises:
         CollectiveError: another rank failed.
     """
-    peers = Peers(pg)
-    tables: Any = embedding
-    scores = model_scores(backbone, tables)
     everyone = np.arange(split.train.num_users) if users is None else np.asarray(users)
-    mine = everyone[peers.rank :: peers.size]
-    parts = peers.gather(
+    mine = everyone[team.rank :: team.size]
+    part = team.together(
         "evaluation", lambda: evaluate(scores, split, on=on, mask=mask, ks=ks, users=mine)
     )
-    return _joined(parts)
+    return part if team.size == 1 else _joined(team.gather(part))
 
 
 def _joined(parts: Sequence[Metrics]) -> Metrics:

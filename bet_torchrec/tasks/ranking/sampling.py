@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ..errors import InvalidInputError
+from ...errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from ..data import Interactions
+    from ...data import Interactions
 
 SamplerName: TypeAlias = Literal["users", "pairs"]
 Ids: TypeAlias = NDArray[np.int64]

@@ -11,8 +11,8 @@ from training_oracles import small_split
 
 from bet_torchrec.data import Interactions
 from bet_torchrec.errors import InvalidInputError
-from bet_torchrec.training import BPRSampler
-from bet_torchrec.training.sampling import Negatives
+from bet_torchrec.tasks.ranking import BPRSampler
+from bet_torchrec.tasks.ranking.sampling import Negatives
 
 
 def interactions(matrix: np.ndarray) -> Interactions:

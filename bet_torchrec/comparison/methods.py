@@ -1,0 +1,136 @@
+"""The methods that are compared, each from a contest to the plans that it wants trained fully.
+
+What is trivial is tuned like what is ours: the same probes, starts, rates and finalists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+
+from ..errors import InfeasibleBudgetError
+from ..planning import BET, EqualSizes, SizePlan
+from ..planning.sizers.bet.families import EXPLORING_FAMILIES
+from ..planning.sizers.bet.sampler import Sampler
+from ..planning.sizers.bet.search import Search
+from ..planning.sizers.equal_sizes import equal_boundaries
+from .contest import Contest
+
+ALPHAS = (0.25, 0.5)
+PRECISIONS = ("int8", "int4", "int2")
+IN_PARAMETERS, IN_BYTES = False, True
+
+
+@dataclass(frozen=True)
+class Method:
+    """plans: to be trained fully. budgets: of which kinds, ``IN_PARAMETERS``, ``IN_BYTES``."""
+
+    plans: Callable[[Contest], Sequence[SizePlan]]
+    about: str
+    budgets: tuple[bool, ...] = (IN_PARAMETERS, IN_BYTES)
+
+
+def equal(contest: Contest) -> list[SizePlan]:
+    return [contest.plan(EqualSizes(precision=contest.budget.dtypes[0]))]
+
+
+def uniform(precision: str) -> Callable[[Contest], list[SizePlan]]:
+    return lambda contest: [contest.plan(EqualSizes(precision=precision))]
+
+
+def by_count(contest: Contest) -> list[SizePlan]:
+    problem = contest.problem(EqualSizes())
+    sampler = Sampler(problem.space, problem.counts, EXPLORING_FAMILIES)
+    plans = []
+    for precision, name in enumerate(problem.precisions):
+        for alpha in ALPHAS:
+            found = sampler.by_count(alpha, precision)
+            plans.append(problem.plan(found.boundaries[0], (name,) * len(problem.tables), "count"))
+    return _fittest(contest, plans, contest.finalists)
+
+
+def subset(contest: Contest) -> list[SizePlan]:
+    """Equal sizes over the best subset of tables: the one whose loss hurts least goes, in turn."""
+    problem, tried = contest.problem(EqualSizes()), {}
+
+    def fitness(plan: SizePlan) -> float:
+        outcome = contest.bench.fine_tune(plan)
+        if outcome.ok:
+            tried[plan] = outcome.quality
+        return outcome.quality if outcome.ok else float("-inf")
+
+    kept = tuple(range(len(problem.tables)))
+    best = fitness(equal_among(contest, kept))
+    left = contest.probes - 1
+    while len(kept) > 1 and left > 0:
+        smaller = [tuple(t for t in kept if t != out) for out in kept][:left]
+        left -= len(smaller)
+        found = {tables: fitness(equal_among(contest, tables)) for tables in smaller}
+        tables = max(found, key=lambda each: found[each])
+        if found[tables] <= best:
+            break
+        kept, best = tables, found[tables]
+    return sorted(tried, key=lambda plan: -tried[plan])[: contest.finalists]
+
+
+def equal_among(contest: Contest, kept: Sequence[int], precision: str | None = None) -> SizePlan:
+    """Equal sizes of these tables; the others are dropped."""
+    problem = contest.problem(EqualSizes())
+    precision = precision or contest.budget.dtypes[0]
+    specs = [problem.tables[t] for t in kept]
+    counts = {problem.tables[t].name: problem.counts[t] for t in kept}
+    part = contest.planner(EqualSizes()).problem(specs, counts)
+    boundaries = torch.zeros(len(problem.tables), len(problem.widths), dtype=torch.int64)
+    boundaries[:, 0] = torch.tensor([table.num_embeddings for table in problem.tables])
+    boundaries[list(kept)] = equal_boundaries(part, precision)
+    return problem.plan(boundaries, (precision,) * len(problem.tables), "subset")
+
+
+def random(contest: Contest) -> list[SizePlan]:
+    return _searched(contest, "random", strategies=("random",), mutants=0.0, anchored=False)
+
+
+def bet(contest: Contest) -> list[SizePlan]:
+    return _searched(contest, "bet")
+
+
+def _searched(contest: Contest, name: str, **settings: object) -> list[SizePlan]:
+    """A search's fittest few; they are trained here, so that rates are tuned as everybody's."""
+    sizer = BET(iterations=contest.probes, finalists=0, tolerance=None, **settings)  # type: ignore[arg-type]
+    search = Search(sizer, contest.problem(sizer, name))
+    search.run()
+    return search.fittest(contest.finalists)
+
+
+def _fittest(contest: Contest, plans: Sequence[SizePlan], number: int) -> list[SizePlan]:
+    if len(plans) <= number:
+        return list(plans)
+    found = [(contest.bench.fine_tune(plan), plan) for plan in plans]
+    ranked = sorted((o.quality, i) for i, (o, _) in enumerate(found) if o.ok)[::-1]
+    return [found[i][1] for _, i in ranked[:number]]
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "equal": Method(equal, "equal sizes: a smaller embedding_dim", (IN_PARAMETERS,)),
+        "subset": Method(subset, "equal sizes over the best subset of tables", (IN_PARAMETERS,)),
+        "count": Method(by_count, "sizes by count^alpha"),
+        "random": Method(random, "random search with as many probes"),
+        **{
+            q: Method(uniform(q), f"equal sizes in {q}: a smaller embedding_dim", (IN_BYTES,))
+            for q in PRECISIONS
+        },
+        "bet": Method(bet, "BET"),
+    }
+)
+
+
+def feasible(contest: Contest, method: Method) -> Sequence[SizePlan] | None:
+    """The method's plans, or None where it has none within the budget."""
+    try:
+        return method.plans(contest)
+    except InfeasibleBudgetError:
+        return None

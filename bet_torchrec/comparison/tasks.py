@@ -1,0 +1,78 @@
+"""Tasks by name, and how each is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..tasks import ClickTask, RankingTask, Task
+from ..training import TrainSettings, fast
+from .cells import Cell
+
+BACKBONES = ("lightgcn", "ngcf", "ncf")
+CLICK_TRAINING = TrainSettings(
+    lr=2e-3, lr_decay=1.0, lr_min=0.0, init_std=0.01, max_epochs=30, validate_every=None, patience=2
+)
+CLICK_PROBE = TrainSettings(
+    lr=2e-3, lr_decay=1.0, lr_min=0.0, init_std=0.01, max_epochs=1, validate_every=10**9
+)
+CLICK_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Entry:
+    """task: what is learnt. training, fine_tuning: of its models and of probes. rates: that full
+    trainings are tuned over. data: what identifies the data."""
+
+    task: Task
+    training: TrainSettings
+    fine_tuning: TrainSettings
+    rates: tuple[float, ...]
+    data: dict[str, Any]
+
+
+def make_entry(cell: Cell, data_dir: Path | None = None) -> Entry:
+    """The task of a cell, on a split of its seed with ids in rank order."""
+    if cell.model in BACKBONES:
+        return _ranking(cell, data_dir)
+    from ..data.clicks import load_clicks
+
+    split = load_clicks(cell.data, data_dir=data_dir, seed=cell.seed).by_rank()[0].compact()
+    model: Any = cell.model
+    task = ClickTask(
+        split,
+        model,
+        embedding_dim=cell.dim,
+        batch_size=CLICK_BATCH,
+    )
+    return Entry(
+        task,
+        CLICK_TRAINING,
+        CLICK_PROBE,
+        (1e-3, 4e-3),
+        {"name": cell.data, "fingerprint": split.fingerprint()},
+    )
+
+
+def _ranking(cell: Cell, data_dir: Path | None) -> Entry:
+    from ..data import load, random_split
+
+    split = random_split(load(cell.data, data_dir=data_dir), seed=cell.seed).by_rank()
+    backbone: Any = cell.model
+    recipe = fast(backbone)
+    task = RankingTask(
+        split,
+        backbone,
+        embedding_dim=cell.dim,
+        bpr=recipe.bpr,
+    )
+    rate = recipe.training.lr
+    digest = "-".join(part.fingerprint() for part in split.parts())
+    return Entry(
+        task,
+        recipe.training,
+        recipe.fine_tuning,
+        (rate, rate / 2),
+        {"name": cell.data, "fingerprint": digest},
+    )

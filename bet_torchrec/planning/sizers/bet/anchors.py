@@ -1,0 +1,101 @@
+"""Anchors: the plans that any engineer would try, tried before and between what a search draws.
+
+Equal sizes come first, once a precision and exactly as ``EqualSizes`` gives them. Then, in turns:
+the small tables at full width and the rest equal; sizes by count^alpha; and each table left out,
+those first that cost most a lookup (with few tables, nearly all of the budget for each subset).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations, zip_longest
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..equal_sizes import equal_boundaries
+from ..problem import SizingProblem
+from .sampler import Candidates, Sampler
+
+AnchorKind = Literal["anchor", "small", "count", "subset"]
+
+FEW_TABLES = 4  # one can do another's work (a graph model's items); subsets of many are too many
+ALPHAS = (0.25, 0.5)
+STRAIGHT = 4  # anchors beside equal sizes before the search's own candidates get every other turn
+SMALL = 0.1  # of the budget: what the small tables at full width may take together
+
+
+class Anchors:
+    """The anchors of a problem, by number: the first ``equal`` are equal sizes, one a precision."""
+
+    def __init__(self, problem: SizingProblem, sampler: Sampler, precisions: Sequence[str]) -> None:
+        self._problem, self._sampler, self._precisions = problem, sampler, precisions
+        self.equal = len(precisions)
+        shapes: list[tuple[AnchorKind, object]] = [("small", None)]
+        shapes += [("count", alpha) for alpha in ALPHAS]
+        subsets: list[tuple[AnchorKind, object]] = [("subset", s) for s in self._subsets()]
+        turns = zip_longest(subsets, shapes)
+        self._others = [anchor for turn in turns for anchor in turn if anchor is not None]
+
+    def due(self, iteration: int) -> int | None:
+        """The number of the anchor whose turn it is, or None.
+
+        After equal sizes and the first few, an anchor comes every second iteration, so that many
+        tables leave the search half of its iterations.
+        """
+        straight = self.equal + STRAIGHT
+        number = iteration
+        if iteration >= straight:
+            since = iteration - straight
+            if since % 2 == 0:
+                return None
+            number = straight + since // 2
+        return number if number < self.equal + len(self._others) else None
+
+    def kind(self, number: int) -> AnchorKind:
+        """What it is, for the history."""
+        return "anchor" if number < self.equal else self._others[number - self.equal][0]
+
+    def candidate(self, number: int, precision: int) -> Candidates:
+        """An anchor as one candidate, in this precision unless it has its own."""
+        if number < self.equal:
+            boundaries = equal_boundaries(self._problem, self._precisions[number])
+            return self._sampler.flat(boundaries[None], number)
+        kind, what = self._others[number - self.equal]
+        if kind == "subset":
+            assert isinstance(what, tuple)
+            return self._sampler.shaped(self._only(what), precision)
+        if kind == "count":
+            assert isinstance(what, float)
+            return self._sampler.by_count(what, precision)
+        return self._sampler.shaped(self._small_first(precision), precision)
+
+    def _subsets(self) -> list[tuple[int, ...]]:
+        """Few tables: every subset. Many: all but one, those first that cost most a lookup."""
+        tables = len(self._problem.tables)
+        if tables <= FEW_TABLES:
+            return [s for size in range(1, tables) for s in combinations(range(tables), size)]
+        dear = [c.rows / max(c.total, 1) for c in self._problem.counts]
+        order = sorted(range(tables), key=lambda t: -dear[t])
+        return [tuple(t for t in range(tables) if t != out) for out in order]
+
+    def _only(self, tables: Sequence[int]) -> Tensor:
+        rows = self._sampler.space.rows.to(torch.float64)
+        shares = torch.full_like(rows, 1e-6)
+        shares[list(tables)] = rows[list(tables)] / rows[list(tables)].sum()
+        return shares
+
+    def _small_first(self, precision: int) -> Tensor:
+        """Full width for the tables with the fewest rows, as many as take a tenth of the budget."""
+        space = self._sampler.space
+        full = self._sampler.full_costs(precision).numpy()
+        order = np.argsort(full, kind="stable")
+        small = order[np.cumsum(full[order]) <= SMALL * space.limit]
+        shares = space.rows.to(torch.float64).clone()
+        rest = np.setdiff1d(order, small)
+        if len(rest):
+            shares[rest] *= max(space.limit - full[small].sum(), 1) / shares[rest].sum()
+        shares[small] = torch.from_numpy(full[small]).double() * 2  # more than it can use
+        return shares

@@ -1,0 +1,41 @@
+"""What the tests of BET's loop share: a small problem with a known best."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from bet_torchrec.planning import BET, Budget, BudgetPlanner, TableSpec
+from bet_torchrec.planning.sizers.bet import FullBatch
+
+TABLES = (
+    TableSpec(name="user", num_embeddings=300, embedding_dim=32),
+    TableSpec(name="item", num_embeddings=500, embedding_dim=32),
+)
+COUNTS = {"user": np.arange(300, 0, -1) // 3, "item": np.arange(500, 0, -1) // 5}
+
+
+def bet(**settings):
+    """The default with a predictor that is trained briefly, and no finals."""
+    return BET(**{"trainer": FullBatch(steps=5), "candidates": 20, "finalists": 0, **settings})
+
+
+def quality(plan):
+    """Best where users hold 70 % of the weights; smooth, deterministic, cheap."""
+    share = plan.sizes("user").sum() / plan.parameters()
+    return 1.0 - abs(share - 0.7)
+
+
+def plan(sizer, *, seed=0, budget=None, widths="any", **kwargs):
+    planner = BudgetPlanner(
+        budget=budget or Budget.sparsity(0.8), widths=widths, sizer=sizer, seed=seed
+    )
+    if not kwargs.keys() & {"workbench", "evaluate"}:
+        kwargs["evaluate"] = quality
+    return planner.plan(TABLES, COUNTS, progress=False, **kwargs)
+
+
+def lines(folder, kind="probe"):
+    found = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [line for line in found if line["kind"] == kind]
