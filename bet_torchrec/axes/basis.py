@@ -39,7 +39,8 @@ class Basis:
     energy: Tensor | None = None
 
     def __post_init__(self) -> None:
-        axes = self.axes.detach().to(device="cpu", dtype=torch.float32).contiguous()
+        # A value: never the memory of a weight that trains on.
+        axes = self.axes.detach().to(device="cpu", dtype=torch.float32, copy=True).contiguous()
         if axes.ndim != 2 or not axes.numel() or not axes.isfinite().all():
             raise InvalidInputError(
                 "axes should be a finite matrix (width, dim) with at least one entry, got "

@@ -37,6 +37,40 @@ class _Block:
     grids: Grids
 
 
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A table in the order that it is coded in.
+
+    ids: of each place, None where they are the same. ranks: of each place, None likewise.
+    """
+
+    table: Rows
+    counts: RowCounts
+    basis: Basis | None
+    ids: NDArray[np.int32] | None
+    ranks: NDArray[np.int32] | None
+
+    def chunks(self, first: int, end: int) -> Iterator[Weighted]:
+        """Values and weights of places [first, end)."""
+        for start in range(first, end, _CHUNK):
+            places = np.arange(start, min(start + _CHUNK, end))
+            ids = places if self.ids is None else self.ids[places]
+            ranks = places if self.ranks is None else self.ranks[places]
+            if isinstance(self.table, torch.Tensor):
+                own = torch.from_numpy(ids).to(self.table.device)
+                rows = self.table.detach()[own].float().cpu()
+            else:
+                rows = torch.from_numpy(np.asarray(self.table[ids], dtype=np.float32))
+            values = (rows if self.basis is None else self.basis.coordinates(rows)).numpy()
+            if not np.isfinite(values).all():
+                raise InvalidInputError(
+                    f"rows should be finite numbers, got others among those at {start} to "
+                    f"{places[-1]}: has training diverged?"
+                )
+            weights = np.maximum(self.counts.at_ranks(ranks).astype(np.float64), UNSEEN)
+            yield values, weights
+
+
 def encode_tables(
     tables: Mapping[str, Rows],
     counts: Mapping[str, RowCounts],
@@ -56,7 +90,8 @@ def encode_tables(
         bases: a table's axes; its columns are then coordinates (as many as the axes), and else
             the rows' own entries.
         rank_blocks: how many parts of the ranks have scales and bits of their own, at most; each
-            has about as much of the square root of the counts.
+            has about as much of the square root of the counts. With more than one, ids that are no
+            ranks need an id map, which is counted.
         importance: {table: what its error counts, one number or one a column}; ones unless given.
 
     Raises:
@@ -72,14 +107,20 @@ def encode_tables(
     if rank_blocks < 1:
         raise InvalidInputError(f"rank_blocks should be at least 1, got {rank_blocks}")
     measured: dict[str, list[_Block]] = {}
+    maps: dict[str, NDArray[np.int32] | None] = {}
     for name, table in tables.items():
-        _check(name, table, counts[name], bases.get(name))
+        basis = bases.get(name)
+        _check(name, table, counts[name], basis)
         edges = rank_edges(counts[name], rank_blocks)
-        measured[name] = [
-            _measured(table, counts[name], bases.get(name), first, end)
-            for first, end in pairwise(edges)
-        ]
-    fixed = sum(_fixed(counts[name], bases.get(name), own) for name, own in measured.items())
+        rank_of_id = _rank_of_id(counts[name].order)
+        if len(edges) > 2:
+            source = _Source(table, counts[name], basis, counts[name].order, None)
+            maps[name] = rank_of_id
+        else:  # a single block has no use for ranks: its rows lie by id, and no map is needed
+            source = _Source(table, counts[name], basis, None, rank_of_id)
+            maps[name] = None
+        measured[name] = [_measured(source, first, end) for first, end in pairwise(edges)]
+    fixed = sum(_fixed(maps[name], bases.get(name), own) for name, own in measured.items())
     if fixed > limit:
         raise InfeasibleBudgetError(
             f"scales, axes and id maps take {fixed} bytes before any code, the limit is {limit}: "
@@ -101,7 +142,7 @@ def encode_tables(
             int(tables[name].shape[1]),
             tuple(_encoded(block, next(bits)) for block in own),
             bases[name].axes.numpy() if name in bases else None,
-            _rank_of_id(counts[name].order),
+            maps[name],
         )
         for name, own in measured.items()
     }
@@ -126,29 +167,9 @@ def rank_edges(counts: RowCounts, blocks: int) -> list[int]:
     return sorted(edges)
 
 
-def _measured(table: Rows, counts: RowCounts, basis: Basis | None, first: int, end: int) -> _Block:
-    chunks = partial(_chunks, table, counts, basis, first, end)
+def _measured(source: _Source, first: int, end: int) -> _Block:
+    chunks = partial(source.chunks, first, end)
     return _Block(first, end, chunks, best_grids(cells_of(chunks, end - first)))
-
-
-def _chunks(
-    table: Rows, counts: RowCounts, basis: Basis | None, first: int, end: int
-) -> Iterator[Weighted]:
-    """Values and weights of ranks [first, end)."""
-    for start in range(first, end, _CHUNK):
-        ranks = np.arange(start, min(start + _CHUNK, end))
-        ids = ranks if counts.order is None else counts.order[ranks]
-        if isinstance(table, torch.Tensor):
-            rows = table.detach()[torch.from_numpy(ids).to(table.device)].float().cpu()
-        else:
-            rows = torch.from_numpy(np.asarray(table[ids], dtype=np.float32))
-        values = (rows if basis is None else basis.coordinates(rows)).numpy()
-        if not np.isfinite(values).all():
-            raise InvalidInputError(
-                f"rows should be finite numbers, got others among ranks {start} to {ranks[-1]}: "
-                "has training diverged?"
-            )
-        yield values, np.maximum(counts.at_ranks(ranks).astype(np.float64), UNSEEN)
 
 
 def _encoded(block: _Block, bits: NDArray[np.uint8]) -> CodedBlock:
@@ -173,10 +194,11 @@ def _rank_of_id(order: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
     return ranks
 
 
-def _fixed(counts: RowCounts, basis: Basis | None, own: list[_Block]) -> int:
+def _fixed(id_map: NDArray[np.int32] | None, basis: Basis | None, own: list[_Block]) -> int:
+    """What is spent before any code."""
     parameters = sum(parameter_bytes(block.grids.error.shape[1]) for block in own)
-    order = 0 if counts.order is None else counts.order.nbytes
-    return parameters + order + (0 if basis is None else basis.nbytes)
+    arrays = (id_map, None if basis is None else basis.axes)
+    return parameters + sum(int(array.nbytes) for array in arrays if array is not None)
 
 
 def _check(name: str, table: Rows, counts: RowCounts, basis: Basis | None) -> None:

@@ -26,6 +26,11 @@ from .sharding.sharder import (  # noqa: E402
     BudgetedEmbeddingBagCollectionSharder,
     ShardedBudgetedEmbeddingBagCollection,
 )
+from .turned import (  # noqa: E402
+    TurnedEmbeddingBagCollection,
+    budget_beside,
+    coordinate_tables,
+)
 
 __all__ = [
     "Block",
@@ -39,7 +44,10 @@ __all__ = [
     "QuantizedBudgetedEmbeddingBagCollection",
     "ShardedBudgetedEmbeddingBagCollection",
     "ShardingError",
+    "TurnedEmbeddingBagCollection",
     "blocks",
+    "budget_beside",
+    "coordinate_tables",
     "export_dense",
     "export_tables",
     "load_checkpoint",

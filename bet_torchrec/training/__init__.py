@@ -11,6 +11,7 @@ from .recipes import RankingRecipe, fast, paper, published_lightgcn
 from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding, TensorTables
 from .trained import Trained
+from .turned_embedding import TurnedEmbedding, orthonormal_basis
 from .workbench import TrainingWorkbench
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "TrainSettings",
     "Trained",
     "TrainingWorkbench",
+    "TurnedEmbedding",
     "fast",
     "fit",
+    "orthonormal_basis",
     "paper",
     "published_lightgcn",
 ]
