@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +16,14 @@ from ..serving.column_codes import CodedBlock, CodedTable, code_places
 
 class _Decoder(nn.Module):
     """One block's packed rows and its columns' constants, on any device."""
+
+    data: Tensor
+    first: Tensor
+    second: Tensor
+    shift: Tensor
+    mask: Tensor
+    scale: Tensor
+    offset: Tensor
 
     def __init__(self, block: CodedBlock) -> None:
         super().__init__()
@@ -93,7 +102,7 @@ class CodedEmbedding(nn.Module):
             )
         order, axes = (getattr(self, f"_{what}_{number}") for what in ("map", "axes"))
         ranks = ids if order is None else order[ids].long()
-        blocks = self._blocks[number]
+        blocks = self._decoders(name)
         if len(blocks) == 1:
             read = blocks[0](ranks)
         else:
@@ -106,5 +115,9 @@ class CodedEmbedding(nn.Module):
 
     def table(self, name: str) -> Tensor:
         """The whole table, decoded."""
-        device = self._blocks[self._names[name]][0].scale.device
+        device = self._decoders(name)[0].scale.device
         return self.lookup(name, torch.arange(self._rows[self._names[name]], device=device))
+
+    def _decoders(self, name: str) -> list[_Decoder]:
+        own = cast(nn.ModuleList, self._blocks[self._names[name]])
+        return [cast(_Decoder, block) for block in own]

@@ -6,6 +6,7 @@ Shapes: C columns, K cells, levels 0 .. 2**bits - 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,8 +59,8 @@ def best_grids(cells: Cells) -> Grids:
     return Grids(scale, offset, np.stack(errors) + cells.within)
 
 
-def nearest(values: _Floats, scale: _Floats, offset: _Floats, last: int) -> _Floats:
-    """Codes 0 .. last, (C, K), by columns' scale and offset (C,)."""
+def nearest(values: _Floats, scale: _Floats, offset: _Floats, last: Any) -> _Floats:
+    """Codes 0 .. last, (C, K), by columns' scale and offset (C,). last: one number, or (C, 1)."""
     step = np.where(scale > 0, scale, 1.0)[:, None]
     found = np.rint((values - offset[:, None]) / step).clip(0, last)
     return np.where(scale[:, None] > 0, found, 0.0)
@@ -68,8 +69,8 @@ def nearest(values: _Floats, scale: _Floats, offset: _Floats, last: int) -> _Flo
 def _error(
     cells: Cells, scale: NDArray[np.floating], offset: NDArray[np.floating], last: int
 ) -> _Floats:
-    scale, offset = scale.astype(np.float64), offset.astype(np.float64)
-    read = nearest(cells.value, scale, offset, last) * scale[:, None] + offset[:, None]
+    step, first = scale.astype(np.float64), offset.astype(np.float64)
+    read = nearest(cells.value, step, first, last) * step[:, None] + first[:, None]
     error: _Floats = (cells.weight * (cells.value - read) ** 2).sum(axis=1)
     return error
 

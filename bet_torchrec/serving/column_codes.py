@@ -235,8 +235,10 @@ def read_coded_tables(path: str | Path, *, verify: bool = True) -> dict[str, Cod
                 tuple(
                     CodedBlock(
                         first,
-                        *(arrays[f"{what}/{t}.{b}"] for what in ("bits", "scale", "offset")),
-                        data=arrays[f"rows/{t}.{b}"],
+                        arrays[f"bits/{t}.{b}"],
+                        arrays[f"scale/{t}.{b}"],
+                        arrays[f"offset/{t}.{b}"],
+                        arrays[f"rows/{t}.{b}"],
                     )
                     for b, first in enumerate(told["first_ranks"])
                 ),
