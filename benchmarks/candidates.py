@@ -26,6 +26,7 @@ from bet_torchrec.planning.sizers.bet import (
     PAPER_FAMILIES,
     FitnessPredictor,
     Sampler,
+    Scene,
 )
 
 WIDTHS = torch.arange(1, 129)
@@ -84,9 +85,7 @@ def main() -> None:
         for families, of in ((PAPER_FAMILIES, "paper's families"), (EXPLORING_FAMILIES, "default")):
             sampler = Sampler(space(counts, limit), counts, families)
             predictor = FitnessPredictor(
-                counts,
-                WIDTHS,
-                d_max=128,
+                Scene(counts=counts, widths=WIDTHS, d_max=128),
                 set_shares=False,
                 generator=torch.Generator().manual_seed(args.seed),
             )
@@ -111,7 +110,9 @@ def main() -> None:
     limit = int(0.05 * 128 * sum(c.rows for c in counts))
     literal = Sampler(space(counts, limit), counts, PAPER_FAMILIES, "iid")
     predictor = FitnessPredictor(
-        counts, WIDTHS, d_max=128, set_shares=False, generator=torch.Generator().manual_seed(0)
+        Scene(counts=counts, widths=WIDTHS, d_max=128),
+        set_shares=False,
+        generator=torch.Generator().manual_seed(0),
     )
     rng, n = np.random.default_rng(args.seed), 10
     start = time.perf_counter()

@@ -24,9 +24,10 @@ from bet_torchrec.planning import RowCounts
 from bet_torchrec.planning.sizers.bet import (
     EXPLORING_FAMILIES,
     Candidates,
-    FitnessPredictor,
     FullBatch,
+    GaussianProcess,
     Probe,
+    Scene,
     SingleSamples,
 )
 from bet_torchrec.planning.sizers.bet.history import to_candidates
@@ -38,14 +39,15 @@ WIDTHS = tuple(range(129))
 TRAINERS: dict[str, Trainer] = {
     "paper: 2 single-sample updates an iteration": SingleSamples(),
     "full batch, 50 steps": FullBatch(steps=50),
-    "full batch, 200 steps (default)": FullBatch(),
+    "full batch, 200 steps": FullBatch(),
     "full batch, 200 steps, without set shares": FullBatch(set_shares=False),
+    "Gaussian process (default)": GaussianProcess(),
 }
 
 
 def read(path: Path) -> list[Probe]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [Probe(**{k: v for k, v in x.items() if k != "kind"}) for x in lines
+    return [Probe(**{k: v for k, v in x.items() if k not in ("kind", "crc32")}) for x in lines
             if x["kind"] == "probe"]  # fmt: skip
 
 
@@ -59,23 +61,14 @@ def correlations(
 ) -> dict[int, tuple[float, float]]:
     """For each size of history: mean and deviation of Spearman's rho on the rest."""
 
-    def new(generator: torch.Generator) -> FitnessPredictor:
-        return FitnessPredictor(
-            counts,
-            torch.tensor(WIDTHS),
-            d_max=128,
-            set_shares=trainer.set_shares,
-            final_activation=trainer.final_activation,
-            generator=generator,
-        )
-
+    scene = Scene(counts=counts, widths=torch.tensor(WIDTHS), d_max=128)
     found = {}
     for size in sizes:
         rhos = []
         for seed in range(repeats):
             order = np.random.default_rng(seed).permutation(len(fitness))
             seen, held = order[:size], order[size:]
-            predictor = trainer(new, candidates[seen], fitness[seen].tolist(), seed)
+            predictor = trainer(scene, candidates[seen], fitness[seen].tolist(), seed)
             with torch.no_grad():
                 predicted = predictor(candidates[held]).numpy()
             rho = spearmanr(predicted, fitness[held]).statistic

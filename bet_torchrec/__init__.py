@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from .embeddings import (
         BudgetedEmbeddingBagCollection,
         BudgetedEmbeddingBagCollectionSharder,
+        BudgetedEmbeddingCollection,
+        BudgetedEmbeddingCollectionSharder,
         migrate,
         quantize,
     )
+    from .outcome import Outcome
     from .planning import (
         BET,
         Budget,
@@ -32,13 +35,22 @@ if TYPE_CHECKING:
         SizePlan,
         TableSpec,
     )
+    from .tasks import ClickTask, RankingTask, Task
+    from .tasks.torchrec import TorchRecTask
+    from .training import TrainingWorkbench, TrainSettings
 
 _HOME = {
     **dict.fromkeys(("Interactions", "Split", "generate", "load"), "data"),
+    "Outcome": "outcome",
+    **dict.fromkeys(("ClickTask", "RankingTask", "Task"), "tasks"),
+    "TorchRecTask": "tasks.torchrec",
+    **dict.fromkeys(("TrainSettings", "TrainingWorkbench"), "training"),
     **dict.fromkeys(
         (
             "BudgetedEmbeddingBagCollection",
             "BudgetedEmbeddingBagCollectionSharder",
+            "BudgetedEmbeddingCollection",
+            "BudgetedEmbeddingCollectionSharder",
             "migrate",
             "quantize",
         ),
@@ -67,15 +79,24 @@ __all__ = [
     "BudgetPlanner",
     "BudgetedEmbeddingBagCollection",
     "BudgetedEmbeddingBagCollectionSharder",
+    "BudgetedEmbeddingCollection",
+    "BudgetedEmbeddingCollectionSharder",
+    "ClickTask",
     "EqualSizes",
     "InfeasibleBudgetError",
     "Interactions",
     "MemoryModel",
     "MixedRandom",
+    "Outcome",
+    "RankingTask",
     "RowCounts",
     "SizePlan",
     "Split",
     "TableSpec",
+    "Task",
+    "TorchRecTask",
+    "TrainSettings",
+    "TrainingWorkbench",
     "VersionMismatchError",
     "__version__",
     "generate",

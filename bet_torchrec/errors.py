@@ -46,6 +46,10 @@ class PlanFileError(BetError, ValueError):
     """A file is no plan: corrupted, foreign, or written by a newer version."""
 
 
+class ShardingError(BetError, ValueError):
+    """This sharding would train wrongly, or not at all; says what to change."""
+
+
 class CollectiveError(BetError, RuntimeError):
     """The ranks of a process group disagree, or one of them failed."""
 

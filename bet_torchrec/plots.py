@@ -35,6 +35,16 @@ def plot_sizes(
     ``references`` are other plans to compare with (equal sizes, say), drawn thin in the table's
     colour. Size 0 (dropped) has a line of its own below the others.
     """
+    _save(sizes_figure(plan, references=references, title=title), path)
+
+
+def sizes_figure(
+    plan: SizePlan,
+    *,
+    references: Mapping[str, SizePlan] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """What ``plot_sizes`` writes."""
     figure, axes = _figure()
     floor = 0.5  # where a logarithmic axis shows size 0
     for colour, table in zip(_cycle(len(plan.tables)), plan.tables, strict=True):
@@ -58,7 +68,7 @@ def plot_sizes(
     axes.set_title(title or _headline(plan), loc="left", fontsize=11)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _legend(figure)
-    _save(figure, path)
+    return figure
 
 
 def plot_fitness(
@@ -78,6 +88,21 @@ def plot_fitness(
         kinds: (probes,) how each was chosen; told apart by colour.
         references: values to compare with, as named horizontal lines.
     """
+    figure = fitness_figure(
+        fitness, iterations=iterations, kinds=kinds, references=references, title=title
+    )
+    _save(figure, path)
+
+
+def fitness_figure(
+    fitness: Sequence[float],
+    *,
+    iterations: Sequence[int] | None = None,
+    kinds: Sequence[str] | None = None,
+    references: Mapping[str, float] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """What ``plot_fitness`` writes."""
     if not len(fitness):
         raise ValueError("expected at least one probe to draw, got an empty history")
     values = np.asarray(fitness, dtype=np.float64)
@@ -122,7 +147,7 @@ def plot_fitness(
     axes.locator_params(axis="x", integer=True)
     axes.set_title(title or f"{len(values)} probes", loc="left", fontsize=11)
     _legend(figure)
-    _save(figure, path)
+    return figure
 
 
 def _steps(table: TablePlan, floor: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,78 +1,88 @@
-"""A DLRM's 26 tables, of sizes like Criteo's, under one budget: bytes of weights and Adagrad state.
+"""A DLRM of TorchRec's, its 26 tables under one budget of served bytes, from loaders to int8.
 
-python examples/dlrm_budget.py    # on criteo-sample in $BET_TORCHREC_DATA, or on made-up clicks
+    python examples/dlrm_budget.py               # a short preset, a minute or two
+    python examples/dlrm_budget.py --probes 50
+
+Clicks are criteo-sample's in $BET_TORCHREC_DATA, or made up.
 """
 
 import argparse
+from pathlib import Path
 
-import numpy as np
 import torch
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
+from torchrec.datasets.utils import Batch
 from torchrec.models.dlrm import DLRM
-from torchrec.optim import RowWiseAdagrad
 
-from bet_torchrec import BET, Budget, BudgetPlanner, SizePlan
+from bet_torchrec import BET, Budget, BudgetPlanner, TorchRecTask, TrainingWorkbench
 from bet_torchrec.data import data_directory
-from bet_torchrec.embeddings import BudgetedEmbeddingBagCollection
-
-ROWS = [1460, 583, 20000, 20000, 305, 24, 12517, 633, 3, 20000, 5683, 20000, 3194, 27, 14992]
-ROWS += [20000, 10, 5652, 2173, 4, 20000, 18, 15, 20000, 105, 20000]
+from bet_torchrec.data.clicks import (
+    ClickLog,
+    ClickSplit,
+    generate_clicks,
+    read_criteo,
+    split_random,
+)
+from bet_torchrec.embeddings import quantize
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--probes", type=int, default=8)
-    probes = parser.parse_args().probes
-    ids, dense, clicks = (torch.from_numpy(part) for part in read_clicks())
-    test, validation, *batches = torch.arange(8000).split([1000, 1000] + [125] * 48)
-    names, tables, counts = [f"cat_{i}" for i in range(26)], [], {}
-    for name, rows, column in zip(names, ROWS, ids.T, strict=True):
-        tables.append(EmbeddingBagConfig(num_embeddings=rows, embedding_dim=16, name=name))
-        counts[name] = torch.bincount(column[2000:], minlength=rows)
+    parser.add_argument("--probes", type=int, default=6)
+    parser.add_argument("--out", type=Path, default=Path("dlrm_budget"))
+    args = parser.parse_args()
+    split = clicks()
+    train, validation, test = (batches(part) for part in split.parts())
+    tables = [EmbeddingBagConfig(f.rows, 16, name=f.name) for f in split.fields]
+    dense = len(split.train.dense_names)
 
-    def train(plan: SizePlan | None) -> list[float]:
-        """The log loss of every step of TorchRec's DLRM, then of validation, then of test."""
-        torch.manual_seed(0)
-        collection = EmbeddingBagCollection(tables)
-        if plan is not None:
-            collection = BudgetedEmbeddingBagCollection(tables, plan)
-        model, losses = DLRM(collection, 13, [32, 16], [32, 1]), []
-        rest = [*model.dense_arch.parameters(), *model.over_arch.parameters()]
-        optimizers = RowWiseAdagrad(collection.parameters(), lr=0.05), torch.optim.Adam(rest)
-        for part in (*batches, validation, test):
-            values = ids[part].T.flatten()
-            sparse = KeyedJaggedTensor(names, values, lengths=torch.ones_like(values))
-            logits = model(dense[part], sparse).squeeze(1)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, clicks[part])
-            losses.append(round(loss.item(), 4))
-            if len(part) < 1000:  # the others are held out
-                model.zero_grad()
-                loss.backward()
-                for optimizer in optimizers:
-                    optimizer.step()
-        return losses
+    # from here
+    task = TorchRecTask(
+        tables,
+        model=lambda ebc: DLRM(ebc, dense, [32, 16], [32, 1]),
+        train=train,
+        validation=validation,
+        test=test,
+    )
+    bench = TrainingWorkbench(task, run_dir=args.out)
+    full = 4 * sum(table.parameters for table in task.tables)
+    budget = Budget.bytes(full // 16, purpose="inference", dtype=("int8", "int4"), alignment=1)
+    sizer = BET(iterations=args.probes, finalists=1)
+    planner = BudgetPlanner(budget=budget, widths=(0, 2, 4, 8, 16), sizer=sizer)
+    plan = planner.plan(bench.tables, bench.counts(), workbench=bench)
+    trained = bench.train_model(plan)
+    model = quantize(task.deploy(trained, plan))
+    # to here
 
-    budget = Budget.bytes(3 << 20, purpose="training", dtype="fp32", optimizer="rowwise_adagrad")
-    sizer = BET(iterations=probes, finalists=0)
-    planner = BudgetPlanner(budget=budget, widths=(0, 4, 8, 16), sizer=sizer)
-    plan = planner.plan(tables, counts, lambda plan: -train(plan)[-2])
-    # In full, 16 weights and one state a row, all fp32.
-    for size, chosen in ((17 * 4 * sum(ROWS), None), (plan.cost(), plan)):
-        *steps, _, tested = train(chosen)
-        print(f"{size:,} bytes: log loss {steps[::8]}, test {tested}")
+    print(plan.summary())
+    with torch.no_grad():
+        shown = model(test[0].dense_features, test[0].sparse_features).sigmoid().flatten()[:3]
+    print(f"full tables: {full:,} bytes, test {bench.full().evaluate()}")
+    print(f"the plan: {plan.cost():,} bytes, test {trained.evaluate()}")
+    print(f"served: clicks at {', '.join(f'{p:.3f}' for p in shown.tolist())}, ...")
 
 
-def read_clicks() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids (8000, 26), logarithms of counts (8000, 13) and clicks (8000,)."""
+def clicks() -> ClickSplit:
     path = data_directory() / "criteo-sample" / "train.txt"
-    if not path.is_file():
+    if path.is_file():
+        log = read_criteo(path, integers="dense")
+    else:
         print(f"{path} was not found (set BET_TORCHREC_DATA): clicks are made up")
-        ids = (np.random.default_rng(0).random((8000, 26)) ** 4 * ROWS).astype(np.int64)
-        return ids, np.log1p(ids[:, :13], dtype=np.float32), (ids[:, 0] < 90).astype(np.float32)
-    lines = np.loadtxt(path, dtype=str, delimiter="\t", comments=None)
-    lines[lines == ""] = "0"
-    ids = np.vectorize(lambda text: int(text, 16))(lines[:, 14:]) % ROWS
-    return ids, np.log1p(lines[:, 1:14].astype(np.float32).clip(0)), lines[:, 0].astype(np.float32)
+        log = generate_clicks(8_000, fields=[3, 10, 30, 100, 300, 1_000, 3_000] * 4, dense=13)
+    return split_random(log, seed=0).by_rank()[0]  # ids in rank order need no id maps
+
+
+def batches(log: ClickLog, size: int = 256) -> list[Batch]:
+    """As a TorchRec data loader gives them."""
+    found = []
+    for rows in torch.arange(len(log)).split(size):
+        clicks = log.batch(rows.numpy())
+        ids = clicks.ids.T.contiguous()
+        features = KeyedJaggedTensor(
+            list(clicks.single), ids.flatten(), lengths=torch.ones_like(ids.flatten())
+        )
+        found.append(Batch(clicks.dense, features, clicks.labels))
+    return found
 
 
 if __name__ == "__main__":

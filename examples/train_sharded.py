@@ -45,7 +45,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
     data = generate()
     tables = [EmbeddingBagConfig(len(c), 64, name=name) for name, c in data.counts().items()]
-    budget = Budget.bytes(1 << 18, purpose="training", dtype="fp32", optimizer="rowwise_adagrad")
+    budget = Budget.sparsity(0.8)  # bytes would be those of so many ranks, an id map each
     plan = BudgetPlanner(budget=budget, sizer=EqualSizes()).collective_plan(tables, data.counts())
     towers = TwoTowers(embeddings.BudgetedEmbeddingBagCollection(tables, plan, device="meta"))
     fused = {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.05}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bet_torchrec import SizePlan, _versions, cli, load
-from bet_torchrec.cli import options, run_folder
+from bet_torchrec.cli import options
+from bet_torchrec.files import holding
 
 MODEL = ["--dim", "8", "--max-epochs", "2", "--batch-size", "256", "--validate-every", "8"]
 WIDTHS = ["--widths", "0,1,2,4,8"]
@@ -189,8 +193,20 @@ def test_a_run_folder_is_never_overwritten(
     )
     assert cli.main([*again, "--resume"]) == 0
     (tmp_path / "config.json").write_text("{")
-    assert "is no JSON" in refused(["evaluate", str(tmp_path)], capsys)
+    assert "should be JSON" in refused(["evaluate", str(tmp_path)], capsys)
     assert "found none at" in refused(["evaluate", str(tmp_path / "no")], capsys)
+    for text in ('{"settings": 3}', "[" * 99_999, '{"data": [1]}'):
+        (tmp_path / "config.json").write_text(text)
+        assert "config.json" in refused(["evaluate", str(tmp_path)], capsys)
+
+
+def test_one_process_trains_in_a_run_folder(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    with holding(tmp_path / "run"):
+        said = refused(arguments(home, "train", tmp_path / "run", "--full"), capsys)
+    assert f"is in use by process {os.getpid()}" in said
+    assert os.listdir(tmp_path / "run") == [".lock"]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +222,8 @@ def test_a_run_folder_is_never_overwritten(
         (["--sparsity", "0.5", "--sizer", "es", "--iterations", "3"], "is about --sizer bet"),
         (["--sparsity", "0.5", "--iterations", "0"], "whole number from 1 on"),
         (["--sparsity", "0.5", "--ratios", "1"], "three shares"),
+        (["--sparsity", "0.5", "--ratios", "0,0,1"], "the first above it"),
+        (["--sparsity", "0.5", "--sizer", "abacus"], "--sizer should be one of bet, es"),
         (["--sparsity", "0.5", "--device", "abacus"], "--device should be"),
         (["--sparsity", "0.5", "--lr", "-1"], "lr should be positive"),
         (["--sparsity", "0.5", "--split", "temporal"], "time"),
@@ -257,10 +275,35 @@ def test_amounts(text: str, value: int):
     assert options.amount(text) == value
 
 
-def test_help_loads_nothing_heavy(capsys: pytest.CaptureFixture[str]):
-    for argv in (["--help"], ["plan", "--help"]):
-        with pytest.raises(SystemExit) as stop:
-            cli.main(argv)
-        assert stop.value.code == 0
-    assert "--sparsity" in capsys.readouterr().out
-    assert run_folder.PLAN.endswith(".safetensors")
+@pytest.mark.parametrize("argv", [["--help"], ["plan", "--help"], ["compare", "--help"]])
+def test_help_loads_nothing_heavy(argv: list[str]):
+    code = (
+        "import sys\n"
+        "from bet_torchrec import cli\n"
+        f"try:\n    cli.main({argv!r})\n"
+        "except SystemExit as stop:\n    assert stop.code == 0\n"
+        "print('loaded', *{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said, loaded = done.stdout.rsplit("loaded", 1)
+    assert "usage: bet-torchrec" in said
+    assert not {"torch", "torchrec", "scipy", "matplotlib", "tqdm"} & set(loaded.split())
+
+
+def test_a_plans_run_folder_knows_data_and_model(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    argv = ["train", "--plan", str(home / "es"), "--run-dir", str(tmp_path / "a"), "--quiet"]
+    assert cli.main(argv) == 0
+    kept = [
+        json.loads((run / "config.json").read_text()) for run in (tmp_path / "a", home / "t-es")
+    ]
+    assert kept[0]["data"] == kept[1]["data"]
+    for name in ("data", "dim", "max_epochs", "batch_size", "recipe"):
+        assert kept[0]["settings"][name] == kept[1]["settings"][name]
+    plan = str(home / "es" / "plan.safetensors")
+    argv = ["train", "--plan", plan, "--run-dir", str(tmp_path / "b"), "--quiet"]
+    assert "--data is required" in refused(argv, capsys)
+    assert cli.main(["evaluate", str(tmp_path / "a"), "--device", "cpu", "--quiet"]) == 0
+    other = ["evaluate", str(tmp_path / "a"), "--device", "abacus", "--quiet"]
+    assert "--device should be" in refused(other, capsys)

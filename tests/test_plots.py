@@ -1,4 +1,4 @@
-"""The pictures are written, are PNGs, and refuse what cannot be drawn."""
+"""The pictures show what they are given, are written whole, and refuse what cannot be drawn."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from bet_torchrec.planning import (
     SizePlan,
     TableSpec,
 )
-from bet_torchrec.plots import plot_fitness, plot_sizes
-
-PNG = b"\x89PNG\r\n\x1a\n"
+from bet_torchrec.plots import fitness_figure, plot_fitness, plot_sizes, sizes_figure
 
 
 def make_plan(sizer: object, widths: tuple[int, ...] = (0, 1, 2, 4, 8)) -> SizePlan:
@@ -30,21 +28,48 @@ def make_plan(sizer: object, widths: tuple[int, ...] = (0, 1, 2, 4, 8)) -> SizeP
     return planner.plan(tables, counts)
 
 
+def drawn(figure) -> dict[str, list[tuple[float, float]]]:
+    """{label: the points of its line}."""
+    (axes,) = figure.axes
+    return {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
+
+
 @pytest.mark.parametrize("sizer", [EqualSizes(), MixedRandom()])
-def test_sizes_are_drawn_with_references_and_dropped_rows(tmp_path: Path, sizer: object):
-    plot_sizes(make_plan(sizer), tmp_path / "a.png", references={"es": make_plan(EqualSizes())})
-    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+def test_every_bucket_is_a_step_dropped_rows_at_a_half(sizer: object):
+    plan, equal = make_plan(sizer), make_plan(EqualSizes())
+    lines = drawn(sizes_figure(plan, references={"es": equal}))
+    for table in plan.tables:
+        points = lines[f"{table.name} ({table.rows} rows)"]
+        ranked = np.sort(table.sizes())[::-1]
+        assert points[0][0] == 1
+        assert points[-1][0] == table.rows
+        assert all(size == max(ranked[int(rank) - 1], 0.5) for rank, size in points)
+    assert lines["es: item"][0][1] == max(equal["item"].sizes().max(), 0.5)
 
 
-def test_fitness_is_drawn(tmp_path: Path):
-    plot_fitness(
+def test_fitness_shows_every_probe_and_the_best_so_far():
+    figure = fitness_figure(
         [0.5, 0.7, 0.6],
-        tmp_path / "a.png",
-        iterations=[0, 1, 1],
+        iterations=[0, 1, 2],
         kinds=["random", "predicted", "predicted"],
         references={"equal sizes": 0.55},
     )
-    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+    lines = drawn(figure)
+    assert lines["best so far"] == [(0, 0.5), (1, 0.7), (2, 0.7)]
+    assert [y for _, y in lines["equal sizes 0.5500"]] == [0.55, 0.55]
+    points = {c.get_label(): c.get_offsets().tolist() for c in figure.axes[0].collections}
+    assert points == {"random": [[0, 0.5]], "predicted": [[1, 0.7], [2, 0.6]]}
+
+
+def test_pictures_are_written(tmp_path: Path):
+    from matplotlib.image import imread
+
+    plot_sizes(make_plan(EqualSizes()), tmp_path / "sizes.png")
+    plot_fitness([0.5, 0.7], tmp_path / "fitness.png")
+    for name in ("sizes.png", "fitness.png"):
+        pixels = imread(tmp_path / name)
+        assert min(pixels.shape[:2]) > 400
+        assert len(np.unique(pixels[..., :3].reshape(-1, 3), axis=0)) > 5
 
 
 def test_fitness_refuses_nothing_and_odd_lengths(tmp_path: Path):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import BetError, InvalidInputError
+from ..files.tensors import Entry, write_file
 from ..serving.container import Kind, open_container
-from ..serving.stream import Entry, write_file
 
 FORMAT = "bet_torchrec.bases"
 VERSION = 1

@@ -1,4 +1,4 @@
-"""bet-torchrec data | plan | train | evaluate | inspect: the library's API from the shell.
+"""The library from the shell: bet-torchrec data | plan | train | evaluate | compare | inspect.
 
 Exit codes: 0 done, 2 bad input (one line on stderr says what), 130 interrupted.
 """
@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from .._versions import report
 from ..errors import BetError
-from . import data, evaluate, inspect, plan, train
+from . import compare, data, evaluate, inspect, plan, train
 
-COMMANDS = (data, plan, train, evaluate, inspect)
+COMMANDS = (data, plan, train, evaluate, compare, inspect)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -32,6 +32,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--data-dir", type=Path, help="folder of the data sets (default: as in training)"
     )
+    parser.add_argument("--device", help="cpu, cuda, ... (default: as in training)")
     add_mask(parser)
     add_quiet(parser)
     parser.set_defaults(run=run)
@@ -70,6 +71,7 @@ def evaluate_run(folder: Path, args: argparse.Namespace) -> Metrics:
     settings = argparse.Namespace(**config["settings"])
     settings.data_dir = args.data_dir or settings.data_dir
     settings.quiet = args.quiet
+    settings.device = args.device or settings.device
     split = open_split(settings)
     found, trained_on = describe_split(split), config.get("data") or {}
     if found["fingerprint"] != trained_on.get("fingerprint"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInputError
+from ..files.lines import read_lines
 from .options import add_quiet
 from .run_folder import HISTORY, METRICS, PLAN, read_json
 
@@ -90,6 +90,9 @@ def draw(
 KINDS = {
     "anchor": "equal sizes",
     "subset": "some tables alone",
+    "small": "small tables full, the rest equal",
+    "count": "count^alpha",
+    "local": "near the best",
     "predicted": "best predicted",
     "random": "random",
     "nearest": "nearest to the best",
@@ -111,18 +114,11 @@ def load_plan(path: Path) -> SizePlan:
 
 
 def read_probes(path: Path) -> list[dict[str, Any]]:
-    """The probes of a search's history; none where there is no such file."""
+    """A search's probes that came to a quality; none where there is no such file."""
     if not path.is_file():
         return []
-    probes = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the last line of a search that was killed
-            continue
-        if isinstance(entry, dict) and entry.get("kind") == "probe":
-            probes.append(entry)
-    return probes
+    probes = [line for line in read_lines(path).values if line.get("kind") == "probe"]
+    return [probe for probe in probes if probe.get("state") == "ok"]
 
 
 def print_facts(path: Path, otherwise: Mapping[str, Any]) -> None:

@@ -26,7 +26,6 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--recipe",
         choices=("fast", "paper"),
-        default="fast",
         help="large batches (fast, the default) or BET's published settings (paper); "
         "the options below change single ones",
     )
@@ -62,7 +61,7 @@ def recipe_of(args: argparse.Namespace) -> RankingRecipe:
     """The recipe, with what the options change."""
     from ..training import fast, paper
 
-    recipe = (fast if args.recipe == "fast" else paper)(args.backbone)
+    recipe = (paper if args.recipe == "paper" else fast)(args.backbone)
     own = [name for name, _, _ in TRAINING if name not in _BPR]
     return dataclasses.replace(
         recipe,

@@ -57,12 +57,18 @@ def ratios(text: str) -> tuple[float, float, float]:
         raise argparse.ArgumentTypeError(
             f"expected three shares as .5,.25,.25 (train, validation, test), got {text!r}"
         ) from None
+    if not (train > 0 and validation >= 0 and test >= 0):
+        raise argparse.ArgumentTypeError(
+            f"expected shares of at least 0, the first above it, as .5,.25,.25, got {text!r}"
+        )
     return train, validation, test
 
 
-def widths(text: str) -> tuple[int, ...] | Literal["any"]:
+def widths(text: str) -> tuple[int, ...] | Literal["any", "auto"]:
     if text == "any":
         return "any"
+    if text == "auto":
+        return "auto"
     return tuple(whole(part, 0) for part in text.split(","))
 
 
@@ -100,14 +106,19 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add_quiet(parser)
 
 
-def add_data(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+def add_data(
+    parser: argparse.ArgumentParser, *, positional: bool = False, required: bool = True
+) -> None:
     """Which interactions, and how they are split."""
     group = parser.add_argument_group("data")
-    what = "gowalla, yelp2018, ml-1m, ml-100k, or a csv, tsv or npz file"
+    what = (
+        "gowalla, yelp2018, ml-1m, ml-100k; a csv, tsv or npz file of user, item pairs; a text "
+        "file of lines `user item item ...`; or a folder that holds one of them"
+    )
     if positional:
         parser.add_argument("data", type=data_name, help=what)
     else:
-        group.add_argument("--data", type=data_name, required=True, help=what)
+        group.add_argument("--data", type=data_name, required=required, help=what)
     group.add_argument(
         "--data-dir", type=Path, help="folder of the data sets (default: $BET_TORCHREC_DATA)"
     )

@@ -25,8 +25,6 @@ from .options import (
 if TYPE_CHECKING:
     from ..planning.sizers import Sizer
 
-DEFAULT_WIDTHS = (4, 8, 16, 32, 64, 128)
-
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -38,16 +36,21 @@ def add(commands: Any) -> None:
     add_budget(parser)
     search = parser.add_argument_group("search")
     search.add_argument(
-        "--sizer", choices=("bet", "es", "mr"), default="bet", help="bet, equal sizes, random"
+        "--sizer", default="bet", metavar="NAME", help="bet, es (equal sizes), mr (random), ..."
     )
     search.add_argument(
         "--widths",
         type=widths,
-        default=DEFAULT_WIDTHS,
         metavar="W,W...",
-        help='widths a row may have, 0 to drop rows, or "any" for 1 to --dim (4,8,...,128)',
+        help='widths a row may have, 0 to drop rows, or "any" for 1 to --dim; by default few, '
+        "narrow ones among them where the budget is small",
     )
-    search.add_argument("--paper", action="store_true", help="BET exactly as published")
+    search.add_argument(
+        "--paper",
+        action="store_true",
+        help="BET's published search, with --recipe paper and --widths any unless given; "
+        "what still differs is in the help of BET.paper",
+    )
     search.add_argument("--iterations", type=whole, help="candidates that are tried (50)")
     search.add_argument("--candidates", type=whole, help="candidates drawn for each try (100)")
     search.add_argument(
@@ -66,6 +69,9 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.paper:
+        args.recipe, args.widths = args.recipe or "paper", args.widths or "any"
+    args.widths = args.widths or "auto"
     budget, sizer = budget_of(args), sizer_of(args)
     split = open_split(args)
 
@@ -110,8 +116,10 @@ def run(args: argparse.Namespace) -> None:
 
 def sizer_of(args: argparse.Namespace) -> Sizer:
     """The sizer with the settings that were given."""
-    from ..planning.sizers import BET, EqualSizes, MixedRandom
+    from ..planning.sizers import BET, SIZERS
 
+    if args.sizer not in SIZERS:
+        raise InvalidInputError(f"--sizer should be one of {', '.join(SIZERS)}, got {args.sizer}")
     settings = {
         name: value
         for name in ("iterations", "candidates", "finalists", "probe_epochs", "stop_hopeless")
@@ -123,4 +131,4 @@ def sizer_of(args: argparse.Namespace) -> Sizer:
     if used:
         option = used[0].replace("_", "-")
         raise InvalidInputError(f"--{option} is about --sizer bet, got --sizer {args.sizer}")
-    return EqualSizes() if args.sizer == "es" else MixedRandom()
+    return SIZERS[args.sizer]()

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import BetError
+from ..files import replace_file
 from ..provenance import provenance
+from ..strict import StrictError, parse, typed
 
 CONFIG = "config.json"
 PLAN = "plan.safetensors"
@@ -60,7 +61,9 @@ def start(folder: Path, args: argparse.Namespace, *, data: Mapping[str, Any] | N
             )
         old = read_json(path)
         _check_same(folder, old, settings, args.command, data)
-        write_json(path, {**old, "settings": {**old["settings"], **_extended(settings)}})
+        write_json(
+            path, {**old, "settings": {**(old.get("settings") or {}), **_extended(settings)}}
+        )
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     record = provenance(seed=getattr(args, "seed", None), settings=settings, data=data)
@@ -118,18 +121,14 @@ def config(folder: Path, command: str | tuple[str, ...] | None = None) -> dict[s
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises RunFolderError where it is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(
-            f"{path} is no JSON ({error}): remove it, or use another folder"
-        ) from None
-    if not isinstance(found, dict):
-        raise RunFolderError(f"{path} should hold a JSON object, got {type(found).__name__}")
-    return found
+        found = parse(path.read_bytes(), dict[str, Any], str(path))
+        for part in ("settings", "data"):
+            typed(found.get(part) or {}, dict[str, Any], f"{path}: {part}")
+        return found
+    except StrictError as error:
+        raise RunFolderError(f"{error}: remove it, or use another folder") from None
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, json.dumps(value, indent=2) + "\n")

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..files.lock import holding
+from ..strict import parse
 from .cells import Cell
 
 
 def append_result(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line; several processes may, a line is one write."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
+    """Add a line, in the place of a torn one; several processes may, by turns."""
+    with holding(path.parent, wait=True), path.open("a+b", buffering=0) as file:
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
         file.write((json.dumps(record) + "\n").encode())
 
 
@@ -30,7 +34,7 @@ def read_results(path: Path) -> dict[Cell, dict[str, Any]]:
     found: dict[Cell, dict[str, Any]] = {}
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = parse(line, dict[str, Any], "it")
             found[Cell(**record["cell"])] = record
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines):  # of a process that was killed

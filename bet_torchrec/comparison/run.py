@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..planning.sizers import Start
+from ..progress import progress_bar
 from ..provenance import provenance
 from ..training import TrainingWorkbench
 from .cells import FULL, Cell, Share
@@ -53,7 +52,7 @@ def run_cells(
     done = read_results(path)
     todo = [cell for cell in cells if cell not in done]
     entries: dict[tuple[str, str, int, int], Entry] = {}
-    with tqdm(todo, desc="cells", disable=not progress) as bar:
+    with progress_bar(todo, desc="cells", shown=progress) as bar:
         for cell in bar:
             bar.set_postfix_str(f"{cell.data} {cell.model} {cell.budget} {cell.method} {cell.seed}")
             group = (cell.data, cell.model, cell.dim, cell.seed)

@@ -9,29 +9,22 @@ from __future__ import annotations
 import hashlib
 import http.client
 import logging
-import os
 import time
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from ..files import holding, replacing
 from .errors import DataError, DataNotFoundError, DownloadError
 from .sources import SOURCES, Member, Source
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may then fetch one file twice
-    fcntl = None  # type: ignore[assignment]
-
 _log = logging.getLogger(__name__)
 
-_BLOCK, _LARGEST_MEMBER = 1 << 18, 1 << 30
+_BLOCK, _LARGEST = 1 << 18, 1 << 30
 
 
 class _Interrupted(Exception):
@@ -66,7 +59,7 @@ def fetch(
         sources = SOURCES[name]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".lock"):
+        with holding(folder, wait=True):
             for source in sources:
                 _fetch_one(source, folder, timeout, progress)
     except DataError:
@@ -101,26 +94,23 @@ def download(
     path = Path(path)
     if urlsplit(url).scheme not in ("http", "https"):
         raise DataError(f"url should be http or https, got {url!r}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as file:
         for attempt in range(1, attempts + 1):
             try:
-                _get(url, temporary, timeout, progress)
+                _get(url, file, timeout, progress)
                 break
             except _Interrupted as error:
                 if attempt == attempts:
                     raise DownloadError(f"{url}: {error}, {attempts} times") from error
                 time.sleep(0.2 * 2**attempt)
-        empty = "it is empty" if temporary.stat().st_size == 0 else None
-        wrong = empty or (check_sum(temporary, checksum) if checksum else None)
+        file.flush()
+        empty = "it is empty" if file.tell() == 0 else None
+        wrong = empty or (check_sum(Path(file.name), checksum) if checksum else None)
         if wrong:
             raise DownloadError(
                 f"{url} is not the expected file: {wrong}. It was deleted; if it happens again the "
                 "file has changed at its source, or something on the way replaces it"
             )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -149,26 +139,26 @@ def unpack(archive: Path, folder: Path, members: Sequence[Member]) -> None:
         with zipfile.ZipFile(archive) as file:
             for member in members:
                 info = file.getinfo(member.path)
-                if info.file_size > _LARGEST_MEMBER:
+                if info.file_size > _LARGEST:
                     raise DownloadError(
                         f"{member.path} in {archive} should be below 1 GiB, got "
                         f"{info.file_size:,} bytes"
                     )
                 target = folder / Path(member.name).name
-                temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-                try:
-                    with file.open(info) as data, open(temporary, "wb") as out:
-                        while block := data.read(_BLOCK):
-                            out.write(block)
-                    wrong = member.checksum and check_sum(temporary, member.checksum)
+                with file.open(info) as data, replacing(target) as out:
+                    while block := data.read(_BLOCK):
+                        out.write(block)
+                    out.flush()
+                    wrong = member.checksum and check_sum(Path(out.name), member.checksum)
                     if wrong:
                         raise DownloadError(f"{member.path} in {archive}: {wrong}")
-                    os.replace(temporary, target)
-                finally:
-                    temporary.unlink(missing_ok=True)
     except KeyError as error:
         raise DownloadError(f"{archive} should contain {member.path}, and does not") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (DataError, OSError) as error:
+        if isinstance(error, DataError) or error.errno is not None:
+            raise  # the disk's; bz2 has no errors of its own
+        raise DownloadError(f"{archive} is no zip archive, or a damaged one: {error}") from error
+    except Exception as error:  # four decompressors, each with errors of its own
         raise DownloadError(f"{archive} is no zip archive, or a damaged one: {error}") from error
 
 
@@ -192,8 +182,10 @@ def _fetch_one(source: Source, folder: Path, timeout: float, progress: bool | No
             path.unlink(missing_ok=True)
 
 
-def _get(url: str, path: Path, timeout: float, progress: bool | None) -> None:
-    """Write what a server sends, all of it."""
+def _get(url: str, file: BinaryIO, timeout: float, progress: bool | None) -> None:
+    """Write what a server sends, all of it, from the file's beginning."""
+    file.seek(0)
+    file.truncate()
     # identity: the bytes that are counted must be the file's own, not those of a compressed form.
     headers = {"User-Agent": "bet_torchrec", "Accept-Encoding": "identity"}
     try:
@@ -201,10 +193,12 @@ def _get(url: str, path: Path, timeout: float, progress: bool | None) -> None:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             length = answer.headers.get("Content-Length")
             total = int(length) if length and length.isdigit() else None
-            with open(path, "wb") as file, _bar(url, total, progress) as bar:
+            with _bar(url, total, progress) as bar:
                 while block := answer.read1(_BLOCK):
                     file.write(block)
                     bar.update(len(block))
+                    if file.tell() > _LARGEST:
+                        raise DownloadError(f"{url} should be below 1 GiB, the answer goes on")
                 came = file.tell()
         if total is not None and came < total:
             raise _Interrupted(f"the connection ended at {came:,} of {total:,} bytes")
@@ -234,11 +228,3 @@ def _bar(url: str, total: int | None, progress: bool | None) -> Any:
         disable=hide,
         leave=False,
     )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "ab") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -261,12 +261,12 @@ class Interactions:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], *, source: str) -> Interactions:
         """From what ``save`` wrote, checked against its fingerprint. source: for errors."""
-        if (version := int(arrays[_MARKER])) > _VERSION:
-            raise DataError(
-                f"{source} has format version {version}, this reads up to {_VERSION}; upgrade "
-                "bet_torchrec"
-            )
         try:
+            if (version := int(arrays[_MARKER])) > _VERSION:
+                raise DataError(
+                    f"{source} has format version {version}, this reads up to {_VERSION}; upgrade "
+                    "bet_torchrec"
+                )
             interactions = cls(
                 users=arrays["user"],
                 items=arrays["item"],
@@ -280,7 +280,9 @@ class Interactions:
                 notes=tuple(str(note) for note in arrays["notes"]),
             )
             fingerprint = str(arrays["fingerprint"])
-        except (KeyError, TypeError) as error:
+        except DataError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{source} is damaged: {type(error).__name__} {error}") from error
         if interactions.fingerprint() != fingerprint:
             raise DataError(f"{source} is damaged: its content does not match its fingerprint")

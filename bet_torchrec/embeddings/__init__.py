@@ -8,10 +8,12 @@ from .. import _versions
 
 _versions.check()
 
+from ..errors import ShardingError  # noqa: E402
+from .by_table import for_blocks  # noqa: E402
 from .checkpoints.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint  # noqa: E402
 from .checkpoints.index import Checkpoint  # noqa: E402
 from .checkpoints.manifest import CheckpointMismatchError  # noqa: E402
-from .checkpoints.storage import DamagedCheckpointError  # noqa: E402
+from .checkpoints.stored import DamagedCheckpointError  # noqa: E402
 from .fused import FusedBudgetedEmbeddingBagCollection  # noqa: E402
 from .layout import Block, blocks  # noqa: E402
 from .migration.between import migrate  # noqa: E402
@@ -20,12 +22,18 @@ from .quantization.collection import QuantizedBudgetedEmbeddingBagCollection  # 
 from .quantization.export import export_dense, export_tables  # noqa: E402
 from .quantization.quantizing import quantize  # noqa: E402
 from .routing import IdRangeError  # noqa: E402
-from .sharding.checks import ShardingError  # noqa: E402
+from .sequence.module import BudgetedEmbeddingCollection  # noqa: E402
+from .sequence.quantized import QuantizedBudgetedEmbeddingCollection  # noqa: E402
+from .sequence.sharder import (  # noqa: E402
+    BudgetedEmbeddingCollectionSharder,
+    ShardedBudgetedEmbeddingCollection,
+)
 from .sharding.constraints import sharding_constraints, with_dense_kernels  # noqa: E402
 from .sharding.sharder import (  # noqa: E402
     BudgetedEmbeddingBagCollectionSharder,
     ShardedBudgetedEmbeddingBagCollection,
 )
+from .sharding.storage import IdMapReservation  # noqa: E402
 from .turned import (  # noqa: E402
     TurnedEmbeddingBagCollection,
     budget_beside,
@@ -36,13 +44,18 @@ __all__ = [
     "Block",
     "BudgetedEmbeddingBagCollection",
     "BudgetedEmbeddingBagCollectionSharder",
+    "BudgetedEmbeddingCollection",
+    "BudgetedEmbeddingCollectionSharder",
     "Checkpoint",
     "CheckpointMismatchError",
     "DamagedCheckpointError",
     "FusedBudgetedEmbeddingBagCollection",
+    "IdMapReservation",
     "IdRangeError",
     "QuantizedBudgetedEmbeddingBagCollection",
+    "QuantizedBudgetedEmbeddingCollection",
     "ShardedBudgetedEmbeddingBagCollection",
+    "ShardedBudgetedEmbeddingCollection",
     "ShardingError",
     "TurnedEmbeddingBagCollection",
     "blocks",
@@ -50,6 +63,7 @@ __all__ = [
     "coordinate_tables",
     "export_dense",
     "export_tables",
+    "for_blocks",
     "load_checkpoint",
     "migrate",
     "quantize",

@@ -8,14 +8,16 @@ widths, so that a row is in every block up to its size and the blocks' outputs s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from ..errors import InvalidInputError
-from ..planning.table_plan import TablePlan
+from ..planning.table_plan import Bucket, TablePlan
 
 Layout: TypeAlias = Literal["bucketed", "prefix"]
 RowOrder: TypeAlias = Literal["ranked", "interleaved"]
@@ -29,6 +31,8 @@ class Block:
 
     precision: what the plan says that these rows are served in.
     stride: the row of rank r is (r - first_rank) * stride % rows; 1 keeps the ranks' order.
+    padding: columns of zeros that its real table has behind these, because FBGEMM's fused kernels
+        take some widths only. They are never looked at.
     """
 
     table: str
@@ -39,6 +43,12 @@ class Block:
     width: int
     precision: str = "fp32"
     stride: int = 1
+    padding: int = 0
+
+    @property
+    def real_width(self) -> int:
+        """Columns of its real table."""
+        return self.width + self.padding
 
     @property
     def columns(self) -> slice:
@@ -58,11 +68,17 @@ class Block:
         return ranks if plan.order is None else plan.order[ranks].astype(np.int64)
 
 
-def blocks(plan: TablePlan, layout: Layout, row_order: RowOrder = "ranked") -> tuple[Block, ...]:
+def blocks(
+    plan: TablePlan, layout: Layout, row_order: RowOrder = "ranked", *, width_multiple: int = 1
+) -> tuple[Block, ...]:
     """One table's blocks, widest rows or first columns first; none for rows of size 0.
+
+    A table that needs one block only has it under its own name, as TorchRec would; but not under
+    names that torch's dictionaries of modules refuse.
 
     row_order: "interleaved" scatters neighbouring ranks over the block, so that contiguous shards
         of rows get like shares of the lookups although counts fall with the rank.
+    width_multiple: real tables are padded to multiples of it.
 
     Raises:
         InvalidInputError: an unknown layout or row order, or precisions that differ between a
@@ -74,34 +90,46 @@ def blocks(plan: TablePlan, layout: Layout, row_order: RowOrder = "ranked") -> t
         raise InvalidInputError(f"row_order should be 'ranked' or 'interleaved', got {row_order!r}")
     kept = [bucket for bucket in plan.buckets if bucket.width]
     if layout == "bucketed":
-        made, first = [], 0
-        for bucket in kept:
-            made.append(
-                Block(
-                    plan.name,
-                    f"{plan.name}/w{bucket.width}",
-                    first_rank=first,
-                    rows=bucket.rows,
-                    first_column=0,
-                    width=bucket.width,
-                    precision=bucket.precision,
-                    stride=_stride(bucket.rows, row_order),
-                )
+        made = _bucketed(plan.name, kept, row_order)
+    else:
+        made = _prefix(plan.name, kept, row_order)
+    if len(made) == 1 and not hasattr(nn.ModuleDict(), plan.name):  # a table called "type" has not
+        made = [replace(made[0], name=plan.name)]
+    return tuple(replace(block, padding=-block.width % width_multiple) for block in made)
+
+
+def _bucketed(table: str, kept: Sequence[Bucket], row_order: RowOrder) -> list[Block]:
+    made, first = [], 0
+    for bucket in kept:
+        made.append(
+            Block(
+                table,
+                f"{table}/w{bucket.width}",
+                first_rank=first,
+                rows=bucket.rows,
+                first_column=0,
+                width=bucket.width,
+                precision=bucket.precision,
+                stride=_stride(bucket.rows, row_order),
             )
-            first += bucket.rows
-        return tuple(made)
+        )
+        first += bucket.rows
+    return made
+
+
+def _prefix(table: str, kept: Sequence[Bucket], row_order: RowOrder) -> list[Block]:
     precisions = sorted({bucket.precision for bucket in kept})
     if len(precisions) > 1:
         raise InvalidInputError(
-            f"table {plan.name!r}: the prefix layout needs one precision a table, got "
+            f"table {table!r}: the prefix layout needs one precision a table, got "
             f"{', '.join(precisions)}; use layout='bucketed'"
         )
     made, column, rows = [], 0, sum(bucket.rows for bucket in kept)
     for bucket in reversed(kept):
         made.append(
             Block(
-                plan.name,
-                f"{plan.name}/c{column}-{bucket.width}",
+                table,
+                f"{table}/c{column}-{bucket.width}",
                 first_rank=0,
                 rows=rows,
                 first_column=column,
@@ -111,7 +139,7 @@ def blocks(plan: TablePlan, layout: Layout, row_order: RowOrder = "ranked") -> t
             )
         )
         column, rows = bucket.width, rows - bucket.rows
-    return tuple(made)
+    return made
 
 
 def _stride(rows: int, row_order: RowOrder) -> int:

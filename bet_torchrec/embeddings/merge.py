@@ -17,10 +17,23 @@ from .routing import Slot, block_key
 
 @dataclass(frozen=True)
 class Piece:
-    """One block's columns of the pooled values, and where they go in the output."""
+    """One block's columns of the pooled values, and where they go in the output.
+
+    Between one's columns and the next's there may be columns that only pad a real table.
+    """
 
     source: int
     target: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """Mean-pooled outputs side by side, of one width: the ``first`` and following of all such."""
+
+    first: int
+    count: int
+    column: int
     width: int
 
 
@@ -45,24 +58,23 @@ class Merger:
             for slot, start in zip(slots, starts, strict=True)
             for block in blocks[slot.table]
         }
+        self._means = _runs([slot.mean for slot in slots], self.widths)
 
     def __call__(self, pooled: KeyedTensor, scale: Tensor | None = None) -> KeyedTensor:
         """Merge. ``pooled`` may have its keys in any order.
 
-        scale: (B, slots), or None for ones; multiplied to each slot's output (mean pooling).
+        scale: (B, mean-pooled slots), multiplied to their outputs; None if there is none.
         """
         pieces, source = [], 0
         for key, width in zip(pooled.keys(), pooled.length_per_key(), strict=True):
-            pieces.append(Piece(source, self._pieces[key][0], width))
+            pieces.append(Piece(source, *self._pieces[key]))
             source += width
         values = pooled.values()
         side_by_side = all(piece.source == piece.target for piece in pieces)
         if not (side_by_side and values.shape[1] == self.width == sum(p.width for p in pieces)):
-            values = _Placed.apply(values, tuple(pieces), self.width)
-        if scale is not None:
-            values = values * scale.repeat_interleave(
-                torch.tensor(self.widths, device=scale.device), dim=1, output_size=self.width
-            )
+            values = _Placed.apply(values, tuple(pieces), self.width, scale, self._means)
+        elif scale is not None:
+            values = _Scaled.apply(values, scale, self._means)
         return self.output(values)
 
     def output(self, values: Tensor) -> KeyedTensor:
@@ -74,18 +86,71 @@ class _Placed(torch.autograd.Function):
     """Columns to their places, summed where they meet; the gradient is read back from there."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, pieces: tuple[Piece, ...], width: int) -> Tensor:
-        ctx.pieces = pieces
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        pieces: tuple[Piece, ...],
+        width: int,
+        scale: Tensor | None,
+        means: tuple[Run, ...],
+    ) -> Tensor:
+        ctx.pieces, ctx.source_width = pieces, values.shape[1]
+        ctx.scale, ctx.means = scale, means
         out = values.new_zeros(values.shape[0], width)
         for piece in pieces:
             out.narrow(1, piece.target, piece.width).add_(
                 values.narrow(1, piece.source, piece.width)
             )
-        return out
+        return out if scale is None else _scale(out, scale, means)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        if ctx.scale is not None:
+            gradient = _scale(gradient.clone(), ctx.scale, ctx.means)
+        parts = [gradient.narrow(1, piece.target, piece.width) for piece in ctx.pieces]
+        # Pieces come in the order of the source: side by side they are its columns, all of them.
+        if sum(piece.width for piece in ctx.pieces) == ctx.source_width:
+            return torch.cat(parts, dim=1), None, None, None, None
+        back = gradient.new_zeros(len(gradient), ctx.source_width)
+        for piece, part in zip(ctx.pieces, parts, strict=True):
+            back.narrow(1, piece.source, piece.width).copy_(part)
+        return back, None, None, None, None
+
+
+class _Scaled(torch.autograd.Function):
+    """Mean-pooled columns times their scales; nothing as wide as the output is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: Tensor, means: tuple[Run, ...]) -> Tensor:
+        ctx.scale, ctx.means = scale, means
+        return _scale(values.clone(), scale, means)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        parts = [gradient.narrow(1, piece.target, piece.width) for piece in ctx.pieces]
-        # Pieces come in the order of the source: side by side they are its columns, all of them.
-        return torch.cat(parts, dim=1), None, None
+        return _scale(gradient.clone(), ctx.scale, ctx.means), None, None
+
+
+def _scale(values: Tensor, scale: Tensor, means: tuple[Run, ...]) -> Tensor:
+    """In place, in whatever type the values are."""
+    for run in means:
+        columns = values.narrow(1, run.column, run.count * run.width)
+        own = scale.narrow(1, run.first, run.count).unsqueeze(2)
+        columns.unflatten(1, (run.count, run.width)).mul_(own)
+    return values
+
+
+def _runs(mean: Sequence[bool], widths: Sequence[int]) -> tuple[Run, ...]:
+    found: list[Run] = []
+    first = column = 0
+    for is_mean, width in zip(mean, widths, strict=True):
+        if is_mean:
+            last = found[-1] if found else None
+            if last and (last.column + last.count * last.width, last.width) == (column, width):
+                found[-1] = Run(last.first, last.count + 1, last.column, width)
+            else:
+                found.append(Run(first, 1, column, width))
+            first += 1
+        column += width
+    return tuple(found)

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.fx import Proxy
+from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
+)
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from ..errors import InvalidInputError, PlanError
+from ..errors import InvalidInputError, PlanError, ShardingError
+from ..planning.budget import FUSED_MULTIPLE
 from ..planning.plan import SizePlan
+from .batches import check_shapes
+from .by_table import refuse_by_table, refuse_from_float, refuse_precisions
 from .layout import Block, Layout, RowOrder, blocks
 from .merge import Merger
-from .parts import full_tables, load_full_tables
-from .routing import Router, Slot, block_key
+from .parts import (
+    clear_padding,
+    full_tables,
+    load_full_tables,
+    refuse_full_tables,
+    table_weights,
+)
+from .routing import Router, block_key
+from .table_configs import check_block_names, checked_tables, slots_of
+from .tracing import NotScriptable, as_leaf
 
 
-class BudgetedEmbeddingBagCollection(nn.Module):
+class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterface):
     """Pooled lookups in tables whose rows have the sizes of a plan.
 
     Takes a KeyedJaggedTensor and returns a KeyedTensor with the original features' names, each its
@@ -32,9 +53,12 @@ class BudgetedEmbeddingBagCollection(nn.Module):
         layout: "bucketed", one table a width (fewest bytes), or "prefix", one table a step between
             widths (fewest columns to look up and to send).
         is_weighted: bags have weights (SUM: weighted sum; MEAN: the same divided by the length).
-        device: of the weights; "meta" allocates nothing.
+        device: of the weights; "meta" allocates nothing. Torch's current default unless given.
         row_order: "interleaved" scatters neighbouring ranks, which row-wise sharding needs to be
             balanced; "ranked" keeps frequent rows together.
+        fused_kernels: pad real tables to widths that FBGEMM's fused kernels take, multiples of 4,
+            with columns of zeros that never count but in a row-wise optimizer's mean. What the
+            plan's budget says unless given; needed only for other widths.
 
     Shapes: F features, B examples; the output's values are (B, sum of the features' widths).
 
@@ -55,32 +79,47 @@ class BudgetedEmbeddingBagCollection(nn.Module):
         is_weighted: bool = False,
         device: torch.device | str | None = None,
         row_order: RowOrder = "ranked",
+        fused_kernels: bool | None = None,
     ) -> None:
         super().__init__()
-        self.tables, self.plan = _checked(tables, plan), plan
-        self.layout, self.row_order = layout, row_order
+        if fused_kernels is None:
+            fused_kernels = plan.budget.fused_kernels
+        self.tables, self.plan = checked_tables(tables, plan), plan
+        self.layout, self.row_order, self.fused_kernels = layout, row_order, fused_kernels
+        multiple = FUSED_MULTIPLE if fused_kernels else 1
         self.blocks: dict[str, tuple[Block, ...]] = {
-            table.name: blocks(plan[table.name], layout, row_order) for table in self.tables
+            table.name: blocks(plan[table.name], layout, row_order, width_multiple=multiple)
+            for table in self.tables
         }
-        _check_budget(plan, self.blocks)
+        check_block_names(self.blocks)
+        _check_budget(plan, self.blocks, fused_kernels)
         self._is_weighted = is_weighted
-        self._slots = _slots(self.tables)
-        self.router = Router(
-            self._slots,
-            {table.name: plan[table.name] for table in self.tables},
-            self.blocks,
-            is_weighted=is_weighted,
-        )
-        self.merger = Merger(
-            self._slots, {t.name: t.embedding_dim for t in self.tables}, self.blocks
-        )
-        device = torch.device("cpu" if device is None else device)
-        self.device = device
+        self._slots = slots_of(self.tables)
+        # Under `with torch.device("meta"):` weights are on it, but ids are routed all the same.
+        self.device = torch.empty(0, device=device).device
+        with torch.device("cpu"):
+            self.router = Router(
+                self._slots,
+                {table.name: plan[table.name] for table in self.tables},
+                self.blocks,
+                is_weighted=is_weighted,
+            )
+            self.merger = Merger(
+                self._slots, {t.name: t.embedding_dim for t in self.tables}, self.blocks
+            )
         self.embedding_bag_collection = EmbeddingBagCollection(
             tables=[self._config(t, block) for t in self.tables for block in self.blocks[t.name]],
             is_weighted=is_weighted,
-            device=device,
+            device=self.device,
         )
+        real = {name: [block.name for block in own] for name, own in self.blocks.items()}
+        self.embedding_bag_collection.register_state_dict_pre_hook(partial(refuse_by_table, real))
+        planned = plan.budget.purpose == "inference"
+        self.embedding_bag_collection.register_state_dict_pre_hook(
+            partial(refuse_precisions, self.blocks, planned)
+        )
+        self.register_state_dict_pre_hook(refuse_from_float)
+        clear_padding(self)
 
     def _config(self, table: EmbeddingBagConfig, block: Block) -> EmbeddingBagConfig:
         """A block as a table of its own, drawn from the full table's range."""
@@ -89,17 +128,24 @@ class BudgetedEmbeddingBagCollection(nn.Module):
         return EmbeddingBagConfig(
             name=block.name,
             num_embeddings=block.rows,
-            embedding_dim=block.width,
+            embedding_dim=block.real_width,
             feature_names=[block_key(s, block) for s in self._slots if s.table == table.name],
             pooling=PoolingType.SUM,
             data_type=DataType.FP16 if training_type == "fp16" else table.data_type,
             weight_init_max=table.get_weight_init_max(),
             weight_init_min=table.get_weight_init_min(),
             init_fn=table.init_fn,
+            stash_weights=table.stash_weights,
         )
 
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+    def forward(self, features: KeyedJaggedTensor | TensorDict) -> KeyedTensor:
         """Look up and pool; see the class."""
+        if isinstance(features, Proxy):
+            return as_leaf(self, features)
+        features = maybe_td_to_kjt(features, None)
+        if features.values().is_meta:  # shapes alone, as for an export or an estimate
+            return self.merger.output(self._zeros(features))
+        check_shapes(features)
         features = self.router.select(features)
         routed = self.router(features)
         if not (self.router.keys and features.stride()):  # TorchRec's own takes no empty batch
@@ -107,15 +153,50 @@ class BudgetedEmbeddingBagCollection(nn.Module):
         return self.merger(self.embedding_bag_collection(routed), self.router.scale(features))
 
     def _zeros(self, features: KeyedJaggedTensor) -> Tensor:
-        return torch.zeros(features.stride(), self.merger.width, device=features.device())
+        """(B, width) that a backward pass may start from, as from any other output."""
+        zeros = torch.zeros(features.stride(), self.merger.width, device=features.device())
+        nothing = [weight[:0].sum().to(zeros.device) for weight in self.parameters()]
+        if not nothing:
+            nothing = [zeros.new_zeros((), requires_grad=torch.is_grad_enabled())]
+        return zeros + torch.stack(nothing).sum()
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """The full tables' configs, as they were given."""
         return list(self.tables)
 
+    def embedding_configs(self) -> list[EmbeddingBagConfig]:
+        """The same, as TorchRec's managed collision modules ask for them."""
+        return self.embedding_bag_configs()
+
+    @property
+    def embedding_bags(self) -> nn.ModuleDict:
+        """Refused: TorchRec's wrappers would take real tables for full ones, and ids for rows."""
+        raise InvalidInputError(
+            "a BudgetedEmbeddingBagCollection has no full tables to reach into: read and write "
+            "them by full_tables() and load_full_tables(), a real one by weight(block); a wrapper "
+            "that shards or quantises what it holds (feature processors, managed collisions) "
+            "needs TorchRec's own collection"
+        )
+
     def is_weighted(self) -> bool:
         """Whether bags have weights."""
         return self._is_weighted
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ShardedModule):
+            raise ShardingError(
+                "TorchRec's default sharder took a BudgetedEmbeddingBagCollection apart, whose "
+                "tables would train with SGD at 0.01: give DistributedModelParallel and the "
+                "planner sharders=[*get_default_sharders(), "
+                "BudgetedEmbeddingBagCollectionSharder(fused_params=...)]"
+            )
+        super().__setattr__(name, value)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *args: Any
+    ) -> None:
+        refuse_full_tables(state_dict, prefix, args[-1])
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from the full tables' ranges."""
@@ -124,10 +205,20 @@ class BudgetedEmbeddingBagCollection(nn.Module):
             weight = self.embedding_bag_collection.embedding_bags[config.name].weight
             if not weight.is_meta:
                 config.init_fn(weight)
+        clear_padding(self)
 
     def weight(self, block: Block) -> nn.Parameter:
-        """The real table of a block, (rows, width)."""
+        """The real table of a block, (rows, real_width)."""
         return self.embedding_bag_collection.embedding_bags[block.name].weight
+
+    @property
+    def id_map_bytes(self) -> int:
+        """Bytes of the id maps, which every rank has."""
+        return self.router.id_map_bytes
+
+    def block_weights(self) -> dict[str, Tensor]:
+        """{block name: its real table, (rows, real_width)}."""
+        return table_weights(self.embedding_bag_collection, "embedding_bags")
 
     def load_full_tables(self, tables: Mapping[str, Tensor]) -> BudgetedEmbeddingBagCollection:
         """Fill each row with the first entries of its row in full tables; returns itself.
@@ -148,62 +239,27 @@ class BudgetedEmbeddingBagCollection(nn.Module):
         return f"plan={self.plan.fingerprint()}, layout={self.layout!r}"
 
 
-def _checked(
-    tables: Sequence[EmbeddingBagConfig], plan: SizePlan
-) -> tuple[EmbeddingBagConfig, ...]:
-    planned = {part.name: part for part in plan.tables}
-    seen: set[str] = set()
-    for table in tables:
-        if table.name in seen:
-            raise InvalidInputError(f"tables should have distinct names, got {table.name!r} twice")
-        seen.add(table.name)
-        part = planned.get(table.name)
-        if part is None:
-            raise PlanError(
-                f"expected a table of the plan ({', '.join(planned)}), got {table.name!r}: plan "
-                "all tables of the collection together"
-            )
-        if (part.rows, part.embedding_dim) != (table.num_embeddings, table.embedding_dim):
-            raise PlanError(
-                f"table {table.name!r}: the plan is for {part.rows} rows of {part.embedding_dim}, "
-                f"got {table.num_embeddings} rows of {table.embedding_dim}: plan again"
-            )
-        if table.data_type not in (DataType.FP32, DataType.FP16):
-            raise InvalidInputError(
-                f"table {table.name!r}: data_type should be FP32 or FP16 in training, got "
-                f"{table.data_type}; quantize the trained module instead"
-            )
-    if not seen:
-        raise InvalidInputError("expected at least one table, got none")
-    return tuple(tables)
-
-
-def _check_budget(plan: SizePlan, blocks: Mapping[str, Sequence[Block]]) -> None:
-    """A row in several blocks has several row-wise states, of which the plan counted one."""
-    states = sum(block.rows for own in blocks.values() for block in own)
-    rows = sum(bucket.rows for name in blocks for bucket in plan[name].buckets if bucket.width)
-    extra = plan.memory.state_bytes_a_row() * (states - rows)
+def _check_budget(
+    plan: SizePlan, blocks: Mapping[str, Sequence[Block]], fused_kernels: bool
+) -> None:
+    """What blocks really take may be more than the plan counted: a row in several blocks has
+    several row-wise states, and padding that only some kernels need.
+    """
+    if plan.budget.purpose != "training":
+        return
+    model = replace(plan.memory, fused_kernels=fused_kernels or plan.budget.fused_kernels)
+    dtype = plan.budget.dtypes[0]
+    extra = sum(b.rows * model.row_cost(b.width, dtype) for own in blocks.values() for b in own)
+    extra -= sum(
+        bucket.rows * plan.memory.row_cost(bucket.width, dtype)
+        for name in blocks
+        for bucket in plan[name].buckets
+    )
     if plan.cost() + extra > plan.limit:
         raise PlanError(
-            f"layout='prefix' keeps a row-wise optimizer state for each of a row's blocks: {extra} "
-            f"bytes beside the plan's {plan.cost()} are over its budget of {plan.limit}: use "
-            f"layout='bucketed', or plan with a budget that is {extra} bytes smaller"
+            "layout='prefix' keeps a row-wise optimizer state for each of a row's blocks, and "
+            f"fused_kernels=True pads rows to whole groups of {FUSED_MULTIPLE}: {extra} bytes "
+            f"beside the plan's {plan.cost()} are over its budget of {plan.limit}: use "
+            "layout='bucketed', plan with Budget.bytes(..., fused_kernels=True), or plan with a "
+            f"budget that is {extra} bytes smaller"
         )
-
-
-def _slots(tables: Sequence[EmbeddingBagConfig]) -> tuple[Slot, ...]:
-    """Every feature of every table, named as EmbeddingBagCollection names its output."""
-    names = get_embedding_names_by_table(
-        [_with_features(table) for table in tables]  # a table without features is its own
-    )
-    return tuple(
-        Slot(feature, table.name, key, table.pooling is PoolingType.MEAN)
-        for table, keys in zip(tables, names, strict=True)
-        for feature, key in zip(table.feature_names or [table.name], keys, strict=True)
-    )
-
-
-def _with_features(table: EmbeddingBagConfig) -> EmbeddingBagConfig:
-    if not table.feature_names:
-        table.feature_names = [table.name]  # as EmbeddingBagCollection itself does
-    return table

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchrec.optim.clipping import GradientClippingOptimizer
 from torchrec.optim.fused import EmptyFusedOptimizer, FusedOptimizerModule
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
@@ -53,7 +54,8 @@ class Held:
         if self._role(name, state) == "row":
             width = self.weight.shape[1]
             return state.view(-1)[start // width :][: part.shape[0]]
-        return state.view(-1)[start : start + part.numel()].view(part.shape)
+        # Strides of the part: it may leave columns out that only pad a row.
+        return state.view(-1)[start:].as_strided(part.shape, part.stride())
 
     def set_single(self, name: str, value: Tensor) -> None:
         """Set a state that is one value, where this optimizer has it."""
@@ -133,24 +135,24 @@ class OptimizerStates:
 
     def forget_caches(self) -> None:
         """Before weights are written: rows that FBGEMM caches on the device would come back."""
-        for held in self._held:
-            if held.fused is not None:
-                held.fused.reset_cache_states()
+        fused = {id(held.fused): held.fused for held in self._held if held.fused is not None}
+        for tables in fused.values():
+            tables.reset_cache_states()
 
 
 def _held(optimizer: Optimizer) -> Iterator[Held]:
     if isinstance(optimizer, CombinedOptimizer):
         for _, inner in optimizer.optimizers:
             yield from _held(inner)
-    elif isinstance(optimizer, KeyedOptimizerWrapper):
-        yield from _held(optimizer._optimizer)
+    elif isinstance(optimizer, KeyedOptimizerWrapper | GradientClippingOptimizer):
+        yield from _held(optimizer._optimizer)  # neither keeps anything of its own
     elif hasattr(optimizer, "_emb_module"):
         yield from _fused(optimizer._emb_module)
     elif isinstance(optimizer, KeyedOptimizer) and not isinstance(optimizer, EmptyFusedOptimizer):
         raise InvalidInputError(
             "optimizer should be one of torch, TorchRec's KeyedOptimizerWrapper or "
             f"CombinedOptimizer, or a fused one, got {type(optimizer).__name__}, which keeps state "
-            "of its own: give the optimizer that it wraps"
+            "of its own: give the optimizer that it wraps, and put what its schedule needs in facts"
         )
     elif not isinstance(optimizer, EmptyFusedOptimizer):
         name = type(optimizer).__name__.lower()

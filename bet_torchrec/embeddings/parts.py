@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
 from ..errors import InvalidInputError
 from ..planning.plan import SizePlan
-from .layout import Block
+from .layout import Block, Layout, RowOrder
+from .optimizer_state import OptimizerStates
 
 
+@runtime_checkable
 class Collection(Protocol):
-    """What sharded and unsharded collections have in common."""
+    """What pooled and unpooled collections have in common, sharded or not."""
 
-    tables: tuple[EmbeddingBagConfig, ...]
+    tables: tuple[BaseEmbeddingConfig, ...]
     plan: SizePlan
+    layout: Layout
+    row_order: RowOrder
     blocks: dict[str, tuple[Block, ...]]
-    embedding_bag_collection: nn.Module
+
+    def block_weights(self) -> Mapping[str, Any]:
+        """{block name: its real table}: a tensor of any kind that state_dict has."""
+        ...
+
+    @property
+    def id_map_bytes(self) -> int:
+        """Bytes of the id maps, which every rank has."""
+        ...
+
+
+class Trainable(Collection, Protocol):
+    """An unsharded one."""
+
+    def weight(self, block: Block) -> nn.Parameter:
+        """The real table of a block, (rows, real_width)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,13 +71,23 @@ class Part:
 
 
 def local_parts(module: Collection) -> dict[str, list[Part]]:
-    """{block name: what this rank holds of it}; an empty list where it holds nothing."""
-    weights = module.embedding_bag_collection.state_dict(keep_vars=True)
+    """{block name: what this rank holds of it}; an empty list where it holds nothing.
+
+    Columns that only pad a real table are left out.
+    """
+    weights = module.block_weights()
     return {
-        block.name: list(parts_of(weights[f"embedding_bags.{block.name}.weight"]))
+        block.name: list(_unpadded(parts_of(weights[block.name]), block))
         for own in module.blocks.values()
         for block in own
     }
+
+
+def _unpadded(parts: Iterable[Part], block: Block) -> Iterator[Part]:
+    for part in parts:
+        width = min(part.values.shape[1], block.width - part.column)
+        if width > 0:
+            yield replace(part, values=part.values[:, :width]) if block.padding else part
 
 
 def parts_of(weight: Tensor | ShardedTensor | DTensor) -> Iterator[Part]:
@@ -74,6 +104,46 @@ def parts_of(weight: Tensor | ShardedTensor | DTensor) -> Iterator[Part]:
         yield Part(0, 0, weight.detach(), replicated=True)
 
 
+def table_weights(collection: nn.Module, kind: str) -> dict[str, Any]:
+    """{table: weight} of one of TorchRec's, sharded or not; kind: where its state has them."""
+    start, end = f"{kind}.", ".weight"
+    return {
+        key.removeprefix(start).removesuffix(end): weight
+        for key, weight in collection.state_dict(keep_vars=True).items()
+        if key.startswith(start) and key.endswith(end)
+    }
+
+
+@torch.no_grad()
+def clear_padding(module: Collection) -> None:
+    """Zeros where real tables are padded: some optimizers look at the whole row."""
+    padded = [block for own in module.blocks.values() for block in own if block.padding]
+    if not padded:
+        return
+    weights = module.block_weights()
+    for block in padded:
+        for part in parts_of(weights[block.name]):
+            part.values[:, max(0, block.width - part.column) :] = 0
+
+
+def refuse_full_tables(
+    state: Mapping[str, Any], prefix: str, errors: list[str], kind: str = "embedding_bags"
+) -> None:
+    """For a module's loading: say what to do with the state of a plain collection.
+
+    errors: what ``load_state_dict`` raises, strict or not. kind: where a plain one's state has its
+    tables.
+    """
+    own = f"{prefix}{kind}."
+    tables = sorted({key.removeprefix(own).split(".")[0] for key in state if key.startswith(own)})
+    if tables:
+        errors.append(
+            "expected the state of a budgeted collection, got full tables "
+            f"({', '.join(tables)}) of a plain collection: give them to load_full_tables({{name: "
+            "rows}), which takes of each row what the plan keeps"
+        )
+
+
 @torch.no_grad()
 def load_full_tables(module: Collection, tables: Mapping[str, Tensor]) -> None:
     """Fill each row that this rank holds with the first entries of its row in full tables.
@@ -85,6 +155,8 @@ def load_full_tables(module: Collection, tables: Mapping[str, Tensor]) -> None:
     """
     if set(tables) != set(module.blocks):
         raise InvalidInputError(f"expected tables {sorted(module.blocks)}, got {sorted(tables)}")
+    assert isinstance(module, nn.Module)
+    OptimizerStates(module).forget_caches()
     parts = local_parts(module)
     for name, own in module.blocks.items():
         full, plan = tables[name], module.plan[name]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ..errors import InfeasibleBudgetError
+from .advice import DEFAULT_WIDTHS
 from .budget import OPTIMIZERS, PRECISIONS, Budget, MemoryModel
 from .counts import RowCounts
 from .plan import Bucket, SizePlan, TablePlan
-from .planner import DEFAULT_WIDTHS, BudgetPlanner
+from .planner import BudgetPlanner
+from .relabelling import Relabelling
 from .sizers import BET, SIZERS, EqualSizes, MixedRandom, Sizer, SizingProblem, Workbench
 from .tables import Table, TableSpec
 
@@ -23,6 +25,7 @@ __all__ = [
     "InfeasibleBudgetError",
     "MemoryModel",
     "MixedRandom",
+    "Relabelling",
     "RowCounts",
     "SizePlan",
     "Sizer",

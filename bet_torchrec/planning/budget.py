@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}
 _SCALE_AND_BIAS = 4  # bytes, fp16 each, in every integer row
 _ID_MAP = 4  # bytes a row, one int32 permutation
 _TABLE_ALIGNMENT = 128  # bytes, inference
+FUSED_MULTIPLE = 4  # widths that FBGEMM's fused training kernels take are multiples of it
 _STATE = {  # optimizer: (bytes a weight, bytes a row), fp32
     "sgd": (0, 0),
     "rowwise_adagrad": (0, 4),
@@ -48,6 +49,8 @@ class Budget:
     amount: bytes, parameters, or the sparsity (a share of 0 to 1 that is *not* kept).
     dtypes: the precisions a table may have; several only for inference.
     optimizer: training only. alignment: bytes an inference row is rounded up to.
+    world_size: ranks, each of which holds all id maps. fused_kernels: training rows are padded to
+    whole groups of FUSED_MULTIPLE weights.
     """
 
     amount: int | float
@@ -56,6 +59,8 @@ class Budget:
     dtypes: tuple[str, ...] = ("fp32",)
     optimizer: str | None = None
     alignment: int = 1
+    world_size: int = 1
+    fused_kernels: bool = False
 
     def __post_init__(self) -> None:
         if self.unit == "sparsity":
@@ -68,15 +73,10 @@ class Budget:
             )
         if self.unit == "bytes":
             self._check_bytes()
-        elif (self.purpose, self.dtypes, self.optimizer, self.alignment) != (
-            None,
-            ("fp32",),
-            None,
-            1,
-        ):
+        elif any(getattr(self, f.name) != f.default for f in fields(self)[2:]):
             raise InvalidInputError(
                 f"a budget in {self.unit} counts weights only and takes no purpose, dtype, "
-                "optimizer or alignment; use Budget.bytes for those"
+                "optimizer, alignment, world_size or fused_kernels; use Budget.bytes for those"
             )
 
     @classmethod
@@ -88,6 +88,8 @@ class Budget:
         dtype: str | Iterable[str],
         optimizer: str | None = None,
         alignment: int | None = None,
+        world_size: int = 1,
+        fused_kernels: bool = False,
     ) -> Budget:
         """n bytes for everything: weights, optimizer state, alignment and id maps.
 
@@ -98,6 +100,11 @@ class Budget:
             optimizer: one of OPTIMIZERS, for training.
             alignment: bytes an inference row is rounded up to: 16 (the default) on CUDA and in
                 TorchRec on CPU, 1 on CPU when asked for.
+            world_size: ranks that the tables are sharded over. Rows lie on one of them, id maps
+                on all, and all are counted.
+            fused_kernels: count, and have, training rows of any width as FBGEMM's fused kernels
+                (sharded tables with an optimizer of their own) need them: whole groups of 4
+                weights. Only for widths that 4 does not divide; dense kernels need it not.
         """
         dtypes = (dtype,) if isinstance(dtype, str) else tuple(dtype)
         if alignment is None:
@@ -109,6 +116,8 @@ class Budget:
             dtypes=dtypes,
             optimizer=optimizer,
             alignment=alignment,
+            world_size=world_size,
+            fused_kernels=fused_kernels,
         )
 
     @classmethod
@@ -142,6 +151,8 @@ class Budget:
             words += [str(self.purpose), "/".join(self.dtypes)]
             words += [self.optimizer] if self.optimizer else []
             words += [f"rows aligned to {self.alignment}"] if self.purpose == "inference" else []
+            words += ["fused kernels"] if self.fused_kernels else []
+            words += [f"{self.world_size} ranks"] if self.world_size > 1 else []
         return ", ".join(words)
 
     def _check_bytes(self) -> None:
@@ -179,6 +190,14 @@ class Budget:
                 + ("1, training rows are not padded" if training else "a power of 2 up to 128")
                 + f", got {self.alignment!r}"
             )
+        if isinstance(self.world_size, bool) or not (
+            isinstance(self.world_size, int) and self.world_size >= 1
+        ):
+            raise InvalidInputError(
+                f"world_size should be a number of ranks, 1 or more, got {self.world_size!r}"
+            )
+        if self.fused_kernels and not training:
+            raise InvalidInputError("fused_kernels=True is for purpose='training'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +212,8 @@ class MemoryModel:
     purpose: Literal["training", "inference"] | None = None
     optimizer: str | None = None
     alignment: int = 1
+    world_size: int = 1
+    fused_kernels: bool = False
 
     @classmethod
     def for_budget(cls, budget: Budget) -> MemoryModel:
@@ -202,6 +223,8 @@ class MemoryModel:
             purpose=budget.purpose,
             optimizer=budget.optimizer,
             alignment=budget.alignment,
+            world_size=budget.world_size,
+            fused_kernels=budget.fused_kernels,
         )
 
     @property
@@ -223,6 +246,8 @@ class MemoryModel:
         if self.unit == "parameters":
             return width.copy()
         if self.purpose == "training":
+            if self.fused_kernels:
+                width = -(-width // FUSED_MULTIPLE) * FUSED_MULTIPLE
             cost = width * BITS[precision] // 8
             a_weight, a_row = _STATE[str(self.optimizer)]
             cost = cost + a_weight * width + a_row
@@ -233,18 +258,14 @@ class MemoryModel:
             cost = -(-cost // self.alignment) * self.alignment
         return np.where(width > 0, cost, 0)
 
-    def state_bytes_a_row(self) -> int:
-        """Of the optimizer's state, what a row takes whatever its width."""
-        return _STATE[str(self.optimizer)][1] if self.purpose == "training" else 0
-
     def bucket_cost(self, width: int, rows: int, precision: str = "fp32") -> int:
         """All rows of one bucket, rounded up to ``table_alignment``."""
         cost = self.row_cost(width, precision) * int(rows)
         return -(-cost // self.table_alignment) * self.table_alignment
 
     def id_map_cost(self, rows: int) -> int:
-        """The permutation of a table whose ids are no ranks: counted for every row, in bytes."""
-        return _ID_MAP * int(rows) if self.unit == "bytes" else 0
+        """The permutation of a table whose ids are no ranks: for every row, on every rank."""
+        return _ID_MAP * int(rows) * self.world_size if self.unit == "bytes" else 0
 
     @staticmethod
     def width_multiple(precision: str) -> int:

@@ -22,9 +22,8 @@ def coarsen_tables(
     first that avoid most change of size a byte. Only where rows were wider than the widest allowed
     width can anything be left after that; it goes to the highest ranks.
     """
-    mapped = [table.order is not None for table in tables]
     used = {table.name: {bucket.precision for bucket in table.buckets} for table in tables}
-    require_feasible(tables, mapped, budget, widths, precisions=used)
+    require_feasible(tables, budget, widths, precisions=used)
     limit = budget.limit(tables) - sum(
         MemoryModel.for_budget(budget).id_map_cost(table.rows)
         for table in tables

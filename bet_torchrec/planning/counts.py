@@ -50,9 +50,9 @@ class RowCounts:
             )
         order = self.order
         if order is not None:
-            order = np.ascontiguousarray(order, dtype=np.int32)
-            check_order(order, int(multiplicity.sum()))
-            order = _frozen(order)
+            ids = _integers(order, "order")
+            check_order(ids, int(multiplicity.sum()))
+            order = _frozen(ids.astype(np.int32))
         object.__setattr__(self, "values", _frozen(values))
         object.__setattr__(self, "multiplicity", _frozen(multiplicity))
         object.__setattr__(self, "order", order)
@@ -100,7 +100,7 @@ class RowCounts:
         """Rows of the table."""
         return int(self.ends[-1])
 
-    @property
+    @cached_property
     def total(self) -> int:
         """All occurrences."""
         pairs = zip(self.values.tolist(), self.multiplicity.tolist(), strict=True)
@@ -123,7 +123,7 @@ class RowCounts:
         return self._digest
 
 
-def check_order(order: NDArray[np.int32], rows: int) -> None:
+def check_order(order: NDArray[Any], rows: int) -> None:
     """Raise InvalidInputError unless order is a permutation of range(rows)."""
     if order.shape != (rows,):
         raise InvalidInputError(f"order should hold {rows} ids, got an array of {order.shape}")
@@ -141,9 +141,15 @@ def check_order(order: NDArray[np.int32], rows: int) -> None:
 
 def _integers(values: Any, what: str) -> NDArray[np.int64]:
     """A 1-d int64 copy of an array, a tensor or a sequence."""
-    if hasattr(values, "detach"):  # a torch tensor, on any device
-        values = values.detach().cpu().numpy()
-    array = np.asarray(values)
+    try:
+        if hasattr(values, "detach"):  # a torch tensor, on any device
+            values = values.detach().cpu().numpy()
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise InvalidInputError(
+            f"{what} should be one integer a row (array, tensor, sequence), got "
+            f"{type(values).__name__}: {error}"
+        ) from None
     if array.ndim != 1:
         raise InvalidInputError(
             f"{what} should be one-dimensional, one integer a row, got shape {array.shape}"

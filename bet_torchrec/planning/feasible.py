@@ -27,7 +27,6 @@ def allowed_widths(table: Table, widths: Iterable[int]) -> tuple[int, ...]:
 
 def smallest_cost(
     tables: Sequence[Table],
-    mapped: Sequence[bool],
     budget: Budget,
     widths: Sequence[int],
     *,
@@ -35,35 +34,29 @@ def smallest_cost(
 ) -> int:
     """What the smallest plan costs: every row at its smallest width and cheapest precision.
 
+    No id map is among it: rows of one width need none.
+
     Args:
-        mapped: a table, whether its ids are no ranks. precisions: by table, where it is not all
-            of the budget's.
+        precisions: by table, where it is not all of the budget's.
     """
     model, total = MemoryModel.for_budget(budget), 0
-    for table, is_mapped in zip(tables, mapped, strict=True):
+    for table in tables:
         width, rows = allowed_widths(table, widths)[0], table.num_embeddings
         choice = budget.dtypes if precisions is None else precisions[table.name]
         total += min(model.bucket_cost(width, rows, precision) for precision in choice)
-        total += model.id_map_cost(rows) if is_mapped else 0
     return total
 
 
 def require_feasible(
     tables: Sequence[Table],
-    mapped: Sequence[bool],
     budget: Budget,
     widths: Sequence[int],
     *,
     precisions: Mapping[str, Iterable[str]] | None = None,
-    can_rank: bool = True,
 ) -> None:
-    """Raise InfeasibleBudgetError unless the smallest plan fits.
-
-    Args:
-        can_rank: whether relabelling ids to ranks would save the id maps.
-    """
+    """Raise InfeasibleBudgetError unless the smallest plan fits."""
     limit = budget.limit(tables)
-    smallest = smallest_cost(tables, mapped, budget, widths, precisions=precisions)
+    smallest = smallest_cost(tables, budget, widths, precisions=precisions)
     if smallest <= limit:
         return
     unit = budget.cost_unit
@@ -71,7 +64,7 @@ def require_feasible(
     def cost(**changes: object) -> int:
         """Of the smallest plan with something changed."""
         asked: dict[str, object] = {
-            "mapped": mapped, "budget": budget, "widths": widths, "precisions": precisions
+            "budget": budget, "widths": widths, "precisions": precisions
         }  # fmt: skip
         return smallest_cost(tables, **{**asked, **changes})  # type: ignore[arg-type]
 
@@ -96,15 +89,51 @@ def require_feasible(
         if budget.optimizer not in ("sgd", "rowwise_adagrad"):
             needed = cost(budget=replace(budget, optimizer="rowwise_adagrad"))
             options.append(f"train with rowwise_adagrad: needs {needed}")
-    if any(mapped) and can_rank and unit == "bytes":
-        needed = cost(mapped=[False] * len(mapped))
-        options.append(f"relabel ids to rank order, which needs no id map: needs {needed}")
     useful = options[:1] + [o for o in options[1:] if int(o.rsplit(" ", 1)[1]) < smallest]
     numbered = "\n".join(f"  {i}. {option}" for i, option in enumerate(useful, 1))
     raise InfeasibleBudgetError(
         f"no plan fits the budget of {limit} {unit} ({budget.describe()}): the smallest possible "
         f"one for {len(tables)} table(s) with {sum(t.num_embeddings for t in tables)} rows is "
         f"{smallest} {unit}, every row {narrowest} wide.\nPossible solutions:\n{numbered}",
+        smallest=smallest,
+        limit=limit,
+        unit=unit,
+    )
+
+
+def require_useful(
+    parameters: int,
+    tables: Sequence[Table],
+    mapped: Sequence[bool],
+    budget: Budget,
+    widths: Sequence[int],
+) -> None:
+    """Raise InfeasibleBudgetError for a plan that keeps no weight at all.
+
+    Args:
+        parameters: that it keeps. mapped: a table, whether its ids are no ranks.
+    """
+    if parameters:
+        return
+    model, least, ranked = MemoryModel.for_budget(budget), [], []
+    for table, is_mapped in zip(tables, mapped, strict=True):
+        width = next(w for w in allowed_widths(table, widths) if w > 0)
+        for precision in budget.dtypes:
+            one, rows = model.bucket_cost(width, 1, precision), table.num_embeddings
+            ranked.append(one)
+            least.append(one + model.id_map_cost(rows) * (is_mapped and rows > 1))
+            least.append(model.bucket_cost(width, rows, precision))
+    smallest, limit, unit = min(least), budget.limit(tables), budget.cost_unit
+    options = [f"raise the budget; the first row is kept at {smallest} {unit}"]
+    if min(ranked) < smallest:
+        options.append(
+            "relabel ids by rank (Relabelling), which needs no id maps: then the first row is kept "
+            f"at {min(ranked)} {unit}"
+        )
+    numbered = "\n".join(f"  {i}. {option}" for i, option in enumerate(options, 1))
+    raise InfeasibleBudgetError(
+        f"the plan keeps nothing: within {limit} {unit} ({budget.describe()}) every row of every "
+        f"table is dropped.\nPossible solutions:\n{numbered}",
         smallest=smallest,
         limit=limit,
         unit=unit,

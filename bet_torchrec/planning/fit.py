@@ -66,13 +66,16 @@ class Profile(Protocol):
         reach each width; entry 0 is not looked at."""
 
 
-def fit(space: FitSpace, profile: Profile, *, shares: Tensor, precision: Tensor) -> Tensor:
+def fit(
+    space: FitSpace, profile: Profile, *, shares: Tensor, precision: Tensor, exact: bool = True
+) -> Tensor:
     """Fit m candidates to the budget: never over it, and no affordable step of a row left.
 
     Args:
         shares: (m, F) positive, each table's share of the budget; what a table cannot use
             (or needs beyond its share, for its minimum) is taken from the others in proportion.
         precision: (m, F) int64 index into ``space.costs``.
+        exact: see ``settle``.
 
     Returns:
         (m, F, W) int64: the number of rows of size >= widths[k]; entry 0 counts all rows.
@@ -112,7 +115,7 @@ def fit(space: FitSpace, profile: Profile, *, shares: Tensor, precision: Tensor)
     boundaries = torch.where(steps.allowed, boundaries, 0).clamp_(min=0)
     boundaries = torch.minimum(boundaries, space.rows[:, None])
     boundaries[..., 0] = space.rows
-    return settle(boundaries.cummin(-1).values, steps, space.limit)
+    return settle(boundaries.cummin(-1).values, steps, space.limit, exact=exact)
 
 
 def minimum_cost(space: FitSpace, precision: Tensor) -> Tensor:

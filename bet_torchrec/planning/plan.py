@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInputError, PlanError, PlanFileError
+from ..files import replace_file
 from . import plan_io
 from .budget import Budget, MemoryModel
 from .coarsen import coarsen_tables
@@ -68,10 +69,10 @@ class SizePlan:
         cls,
         tables: Sequence[Table],
         sizes: Mapping[str, Any],
-        counts: Mapping[str, RowCounts],
+        counts: Mapping[str, RowCounts] | None = None,
         *,
         budget: Budget,
-        sizer: str,
+        sizer: str = "by hand",
         seed: int | None = None,
         precisions: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -79,14 +80,15 @@ class SizePlan:
         """From one size a row of each table, in id order; see ``TablePlan.from_sizes``.
 
         Args:
-            sizes, counts, precisions: by table name; precisions default to the budget's first.
+            sizes, counts, precisions: by table name. Without counts rows of one size rank by id.
+                precisions default to the budget's first.
         """
         precisions = precisions or {}
         planned = tuple(
             TablePlan.from_sizes(
                 spec,
                 sizes[spec.name],
-                counts[spec.name],
+                None if counts is None else counts[spec.name],
                 precision=precisions.get(spec.name, budget.dtypes[0]),
             )
             for spec in table_specs(tables)
@@ -209,7 +211,9 @@ class SizePlan:
             }
             for table in self.tables
         ]
-        budget = asdict(self.budget)
+        # What was added later is written where it is used: older plans keep their fingerprints.
+        added = {"world_size": 1, "fused_kernels": False}
+        budget = {k: v for k, v in asdict(self.budget).items() if added.get(k, ...) != v}
         return {"tables": tables, "budget": budget, "sizer": self.sizer, "seed": self.seed}
 
     def to_bytes(self) -> bytes:
@@ -228,24 +232,23 @@ class SizePlan:
         try:
             tables = tuple(
                 TablePlan(
-                    name=entry["name"],
-                    rows=entry["rows"],
-                    embedding_dim=entry["embedding_dim"],
-                    buckets=tuple(Bucket(*bucket) for bucket in entry["buckets"]),
-                    order=None if entry["ranked"] else arrays[f"order.{i}"],
-                    counts_fingerprint=entry["counts_fingerprint"],
+                    name=table.name,
+                    rows=table.rows,
+                    embedding_dim=table.embedding_dim,
+                    buckets=tuple(Bucket(*bucket) for bucket in table.buckets),
+                    order=arrays.get(f"order.{i}"),
+                    counts_fingerprint=table.counts_fingerprint,
                 )
-                for i, entry in enumerate(header["tables"])
+                for i, table in enumerate(header.tables)
             )
-            budget = Budget(**{**header["budget"], "dtypes": tuple(header["budget"]["dtypes"])})
-            return cls(tables, budget, header["sizer"], header["seed"], header["metadata"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return cls(tables, header.budget, header.sizer, header.seed, header.metadata)
+        except (ValueError, OverflowError) as error:
             raise PlanFileError(f"{source} holds a plan that makes no sense: {error}") from error
 
     def save(self, path: str | Path) -> Path:
         """Write one file (safetensors, no pickle), whole or not at all; returns its path."""
         path = Path(path)
-        plan_io.write(path, self.to_bytes())
+        replace_file(path, self.to_bytes())
         return path
 
     @classmethod

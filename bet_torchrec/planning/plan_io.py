@@ -8,23 +8,46 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from ..errors import PlanFileError
+from ..files.tensors import CHECKSUM, TensorFile, TensorFileError, from_bytes
+from ..strict import StrictError
+from .budget import Budget
 
 FORMAT = "bet_torchrec.plan"
 VERSION = 1
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableHeader:
+    """One table. buckets: (width, rows, precision). ranked: ids are ranks, there is no order."""
+
+    name: str
+    rows: int
+    embedding_dim: int
+    buckets: tuple[tuple[int, int, str], ...]
+    ranked: bool
+    counts_fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanHeader:
+    """All of a plan but its orders, which are the arrays ``order.NUMBER``, int32 (rows,)."""
+
+    tables: tuple[TableHeader, ...]
+    budget: Budget
+    sizer: str
+    seed: int | None
+    metadata: Mapping[str, str]
 
 
 def dump(header: Mapping[str, Any], arrays: Arrays) -> bytes:
@@ -40,7 +63,7 @@ def dump(header: Mapping[str, Any], arrays: Arrays) -> bytes:
     return bytes(save_safetensors(contiguous, metadata))
 
 
-def parse(data: bytes, *, source: str) -> tuple[dict[str, Any], Arrays]:
+def parse(data: bytes, *, source: str) -> tuple[PlanHeader, Arrays]:
     """Header and arrays of a file's bytes.
 
     Args:
@@ -49,55 +72,37 @@ def parse(data: bytes, *, source: str) -> tuple[dict[str, Any], Arrays]:
     Raises:
         PlanFileError: corrupted, foreign, or of a newer version.
     """
-    metadata = _metadata(data, source)
-    if metadata.get("format") != FORMAT:
-        raise PlanFileError(
-            f"{source} should be a plan saved by SizePlan.save, got a safetensors file of "
-            f"{metadata.get('format', 'something else')!r}"
-        )
-    version = str(metadata.get("version", ""))
-    if not version.isdigit() or int(version) > VERSION:
-        raise PlanFileError(
-            f"{source} should be a plan of format version {VERSION} or older, got {version!r}; "
-            "upgrade bet_torchrec to read it"
-        )
     try:
-        arrays: Arrays = load_safetensors(data)
-        text = str(metadata["header"])
-        header = json.loads(text)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise _damaged(source, f"{type(error).__name__}: {error}") from error
-    if metadata.get("sha256") != _checksum(text, arrays):
+        file = from_bytes(data)
+        if file.metadata.get("format") != FORMAT:
+            raise PlanFileError(
+                f"{source} should be a plan saved by SizePlan.save, got a safetensors file of "
+                f"{file.metadata.get('format', 'something else')!r}"
+            )
+        if (version := file.metadata.get("version", "")) != str(VERSION):
+            raise PlanFileError(
+                f"{source} should be a plan of format version {VERSION} or older, got {version!r}; "
+                "upgrade bet_torchrec to read it"
+            )
+        header: PlanHeader = file.header(PlanHeader)
+        arrays = _orders(file, header)
+    except (TensorFileError, StrictError) as error:
+        raise _damaged(source, str(error)) from error
+    if file.metadata.get(CHECKSUM) != _checksum(file.metadata["header"], arrays):
         raise _damaged(source, "its checksum does not match")
     return header, arrays
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write to a temporary name beside it, sync, rename: readers see the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _metadata(data: bytes, source: str) -> dict[str, Any]:
-    """safetensors gives metadata from files only, so read it off the bytes: u64 length, JSON."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > len(data) - 8:
-        raise _damaged(source, f"{len(data)} bytes are no safetensors file, or not all of one")
-    try:
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(source, "it has no readable header") from error
-    if not isinstance(metadata, dict):
-        raise _damaged(source, "it has no readable header")
-    return metadata
+def _orders(file: TensorFile, header: PlanHeader) -> Arrays:
+    told = {
+        f"order.{i}": ("I32", (table.rows,))
+        for i, table in enumerate(header.tables)
+        if not table.ranked
+    }
+    found = {name: (stored.dtype, stored.shape) for name, stored in file.tensors.items()}
+    if found != told:
+        raise TensorFileError(f"its arrays should be {told}, got {found}")
+    return {name: file.array(name) for name in found}
 
 
 def _damaged(source: str, why: str) -> PlanFileError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
@@ -10,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InvalidInputError
 from ..team import Alone, Team
+from .advice import DEFAULT_WIDTHS, advice, widths_for
 from .budget import Budget
 from .collective import plan_together
 from .counts import RowCounts
+from .feasible import require_useful
 from .plan import SizePlan
 from .sizers import BET, Evaluate, Sizer, SizingProblem, Train, Workbench
 from .tables import Table, TableSpec, table_specs
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-DEFAULT_WIDTHS = (4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +30,15 @@ class BudgetPlanner:
 
     budget: what everything may cost together.
     widths: the widths a table may have, 0 among them if rows may be dropped; a table uses those
-        up to its embedding_dim. "any" is 1 to the largest embedding_dim, as in the BET paper.
+        up to its embedding_dim. "auto" is 4, 8, ... 128 and the widest table's own, and where the
+        budget is small 0, 1 and 2 too. "any" is 1 to the largest embedding_dim, as in the paper.
         Few widths make fast tables; ``SizePlan.coarsen`` brings any plan down to few.
     sizer: the method; None is ``BET()``, which needs an evaluation.
     seed: of everything random.
     """
 
     budget: Budget
-    widths: Sequence[int] | Literal["any"] = DEFAULT_WIDTHS
+    widths: Sequence[int] | Literal["auto", "any"] = "auto"
     sizer: Sizer | None = None
     seed: int = 0
 
@@ -173,7 +175,9 @@ class BudgetPlanner:
             )
         team = team or Alone()
         widths = self.widths
-        if isinstance(widths, str):
+        if widths == "auto":
+            widths = widths_for(specs, self.budget)
+        elif widths == "any":
             widths = range(1, max(spec.embedding_dim for spec in specs) + 1)
         return SizingProblem(
             tables=specs,
@@ -192,6 +196,11 @@ class BudgetPlanner:
         )
 
     def _sizer(self, problem: SizingProblem) -> Sizer:
+        if problem.team.rank == 0:
+            for sentence in advice(
+                problem.tables, problem.budget, problem.widths, problem.id_map_cost
+            ):
+                warnings.warn(sentence, stacklevel=3)
         sizer = BET() if self.sizer is None else self.sizer
         if getattr(sizer, "needs_evaluation", False):
             problem.require_evaluation(type(sizer).__name__)
@@ -208,6 +217,9 @@ class BudgetPlanner:
                 f"a sizer should plan {problem.tables} for {problem.budget}, "
                 f"got a plan of {planned} for {plan.budget}"
             )
+        require_useful(
+            plan.parameters(), problem.tables, problem.mapped, problem.budget, problem.widths
+        )
         return plan
 
 
@@ -219,16 +231,16 @@ def _method(sizer: Sizer) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _checked_widths(widths: Any) -> tuple[int, ...] | Literal["any"]:
-    if isinstance(widths, str) and widths == "any":
-        return "any"
+def _checked_widths(widths: Any) -> tuple[int, ...] | Literal["auto", "any"]:
+    if isinstance(widths, str) and widths in ("auto", "any"):
+        return "any" if widths == "any" else "auto"
     try:
         found = [operator.index(width) for width in widths if not isinstance(width, bool)]
     except TypeError:
         found = []
     if isinstance(widths, str) or not found or len(found) != len(list(widths)) or min(found) < 0:
         raise InvalidInputError(
-            f'widths should be "any" or distinct ints, 0 or more, as {DEFAULT_WIDTHS}, '
+            f'widths should be "auto", "any" or distinct ints, 0 or more, as {DEFAULT_WIDTHS}, '
             f"got {widths!r}"
         )
     return tuple(sorted(set(found)))

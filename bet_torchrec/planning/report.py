@@ -46,6 +46,13 @@ def describe_plan(
     kept = sum(table.parameters for table in tables)
     full = sum(table.rows * table.embedding_dim for table in tables)
     made = f"SizePlan by {sizer}" + ("" if seed is None else f", seed {seed}")
+    narrow = sorted({b.width for table in tables for b in table.buckets if b.width % 4})
+    notes = []
+    if narrow:
+        notes.append(
+            f"note: 4 does not divide widths {_list(narrow)}, which FBGEMM's fused kernels need of "
+            "sharded tables"
+        )
     used = f"{cost / limit:.2%}" if limit else "100%"
     return "\n".join(
         [
@@ -53,5 +60,12 @@ def describe_plan(
             *rows,
             f"{cost:,} of {limit:,} {unit} used ({used}); "
             f"{kept:,} of {full:,} parameters kept (sparsity {1 - kept / full:.2%})",
+            *notes,
         ]
     )
+
+
+def _list(numbers: Sequence[int]) -> str:
+    """As text, cut where it gets long."""
+    shown = ", ".join(map(str, numbers[:6]))
+    return f"{shown}, ..." if len(numbers) > 6 else shown

@@ -12,6 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .aligned import hand_out_aligned
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Steps:
@@ -97,8 +99,12 @@ def bucket_rows(boundaries: Tensor) -> Tensor:
     return boundaries - torch.nn.functional.pad(boundaries[..., 1:], (0, 1))
 
 
-def settle(boundaries: Tensor, steps: Steps, limit: int) -> Tensor:
+def settle(boundaries: Tensor, steps: Steps, limit: int, *, exact: bool = True) -> Tensor:
     """Boundaries within the limit from ones near it. A limit below the minimum gives the minimum.
+
+    Args:
+        exact: hand out the very last bytes too, which takes plain loops where tables are aligned;
+            without it a few alignments stay unspent there. Settle again before use.
 
     Returns:
         (m, F, W) int64; no row can take one more step without going over the limit.
@@ -118,8 +124,21 @@ def settle(boundaries: Tensor, steps: Steps, limit: int) -> Tensor:
         aim = everything[over] - chosen.padding(some) - slack
         boundaries[over] = _take_back(some, chosen, aim)
         slack = 2 * slack + steps.table_alignment
+    if not exact:
+        return _hand_out_roughly(boundaries, steps, limit)
     for i in range(len(boundaries)):
-        _hand_out_aligned(boundaries[i], steps.select(torch.tensor([i])), limit)
+        hand_out_aligned(boundaries[i], steps.select(torch.tensor([i])), limit)
+    return boundaries
+
+
+def _hand_out_roughly(boundaries: Tensor, steps: Steps, limit: int) -> Tensor:
+    """What is left but for some alignments, as if rows were not aligned; where that fits."""
+    for blocks in (2, 4):
+        rest = (limit - steps.cost(boundaries) - blocks * steps.table_alignment).clamp(min=0)
+        aim = (boundaries * steps.step_cost).sum((-1, -2)) + rest
+        raised = _hand_out(boundaries.clone(), steps, aim)
+        fits = steps.cost(raised) <= limit
+        boundaries = torch.where(fits[:, None, None], raised, boundaries)
     return boundaries
 
 
@@ -172,49 +191,3 @@ def _hand_out(boundaries: Tensor, steps: Steps, limit: int | Tensor) -> Tensor:
         raised = raised.view(len(which), step.shape[-1], step.shape[-2]).transpose(-1, -2).flip(-1)
         boundaries[which] = chosen.take_free(some + raised)
         rest[which] -= (raised * step).sum((-1, -2))
-
-
-def _hand_out_aligned(boundaries: Tensor, steps: Steps, limit: int) -> None:
-    """The same for one candidate (F, W) where a bucket's cost is rounded up.
-
-    Plain integers: what a step costs depends on the two buckets' present sizes.
-    """
-    align = steps.table_alignment
-    cost, allowed = steps.row_cost[0].tolist(), steps.allowed[0].tolist()
-    reach = boundaries.tolist()
-    rows = bucket_rows(boundaries).tolist()
-    rest = limit - int(steps.cost(boundaries[None]))
-
-    def price(t: int, k: int, n: int) -> int:
-        """Of raising boundary k of table t by n rows, alignment and all."""
-        here, below, a, b = rows[t][k], rows[t][k - 1], cost[t][k], cost[t][k - 1]
-        raised = -(-(here + n) * a // align) + -here * a // align
-        lowered = -(-(below - n) * b // align) + -below * b // align
-        return (raised + lowered) * align
-
-    def sweep(*, open_buckets: bool) -> bool:
-        """Raise every boundary as far as it goes; whether any went."""
-        nonlocal rest
-        changed = False
-        for k in reversed(range(1, len(cost[0]))):  # the most frequent rows come first
-            for t in range(len(cost)):
-                room = reach[t][k - 1] - reach[t][k]
-                if not room or not allowed[t][k] or not (rows[t][k] or open_buckets):
-                    continue
-                # the price is within two alignments of n steps
-                step = cost[t][k] - cost[t][k - 1]
-                tries = [(rest + i * align) // step for i in (2, 1, 0, -1, -2)] if step else [room]
-                for n in (*(min(n, room) for n in tries), 1):
-                    if n > 0 and price(t, k, n) <= rest:
-                        rest -= price(t, k, n)
-                        reach[t][k] += n
-                        rows[t][k] += n
-                        rows[t][k - 1] -= n
-                        changed = True
-                        break
-        return changed
-
-    # a new bucket is a new table: only where those that are there can take no more
-    while sweep(open_buckets=False) or sweep(open_buckets=True):
-        pass
-    boundaries.copy_(torch.tensor(reach))

@@ -42,7 +42,7 @@ class TablePlan:
     """The sizes of one table's rows.
 
     buckets: in rank order, widths strictly falling, rows adding up to ``rows``.
-    order: int32 (rows,), order[rank] = id; None where ids are ranks.
+    order: int32 (rows,), order[rank] = id; None where ids are ranks or all rows share one width.
     counts_fingerprint: of the counts that it was planned for, "" if unknown.
     """
 
@@ -77,13 +77,14 @@ class TablePlan:
             except InvalidInputError as error:
                 raise PlanError(f"table {self.name!r}: {error}") from None
             order.setflags(write=False)
-            object.__setattr__(self, "order", order)
+            # rows of one width may lie anywhere: no map is needed
+            object.__setattr__(self, "order", order if len(self.buckets) > 1 else None)
 
     @classmethod
     def from_sizes(
-        cls, table: Table, sizes: Any, counts: RowCounts, *, precision: str = "fp32"
+        cls, table: Table, sizes: Any, counts: RowCounts | None = None, *, precision: str = "fp32"
     ) -> TablePlan:
-        """From one size a row, in id order.
+        """From one size a row, in id order; by hand, without counts, too.
 
         Sizes that fall with the counts' rank keep the counts' order. Any others get an order of
         their own, by size and then by rank, so that every bucket is a contiguous range again.
@@ -95,13 +96,13 @@ class TablePlan:
                 f"table {spec.name!r}: sizes should be {spec.num_embeddings} integers, one a row, "
                 f"got {by_id.dtype} of shape {by_id.shape}"
             )
-        if counts.rows != spec.num_embeddings:
+        if counts is not None and counts.rows != spec.num_embeddings:
             raise InvalidInputError(
                 f"table {spec.name!r}: counts should cover {spec.num_embeddings} rows, "
                 f"got {counts.rows}"
             )
         by_id = by_id.astype(np.int64)
-        order = counts.order
+        order = None if counts is None else counts.order
         by_rank = by_id if order is None else by_id[order]
         if (by_rank[1:] > by_rank[:-1]).any():
             sorting = np.argsort(-by_rank, kind="stable")
@@ -115,7 +116,7 @@ class TablePlan:
             embedding_dim=spec.embedding_dim,
             buckets=tuple(Bucket(width, n, precision) for width, n in falling),
             order=order,
-            counts_fingerprint=counts.fingerprint(),
+            counts_fingerprint="" if counts is None else counts.fingerprint(),
         )
 
     @property

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import BetError, InvalidInputError
+from ..files.tensors import Entry, write_file
 from .container import Kind, open_container
-from .stream import Entry, write_file
 
 FORMAT = "bet_torchrec.column_codes"
 VERSION = 1

@@ -8,16 +8,20 @@ everything, and a JSON header with the tables and their blocks.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BetError
-from .container import Kind, open_container
-from .packed import PackedBlock, PackedTable
+from ..files.tensors import TensorFile, TensorFileError, open_file
+from ..strict import StrictError
+from .packed import PackedBlock, PackedTable, Precision, row_bytes
 
 FORMAT = "bet_torchrec.tables"
 VERSION = 1
@@ -27,7 +31,65 @@ class TableFileError(BetError, ValueError):
     """A file holds no tables: corrupted, foreign, or written by a newer version."""
 
 
-KIND = Kind(FORMAT, VERSION, "tables saved by export_tables or save", TableFileError)
+@dataclass(frozen=True, kw_only=True)
+class BlockHeader:
+    """One block, see ``PackedBlock``."""
+
+    name: str
+    first_rank: int
+    rows: int
+    first_column: int
+    width: int
+    precision: Precision
+    stride: int
+
+    def __post_init__(self) -> None:
+        if min(self.first_rank, self.first_column) < 0 or min(self.rows, self.width) < 1:
+            raise ValueError("a block should begin at 0 or later and have rows and columns")
+        if not 1 <= self.stride <= self.rows or math.gcd(self.stride, self.rows) > 1:
+            raise ValueError(f"stride {self.stride} does not reach each of {self.rows} rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableHeader:
+    """One table. id_map: whether it has one."""
+
+    name: str
+    rows: int
+    embedding_dim: int
+    feature_names: list[str]
+    pooling: Literal["SUM", "MEAN", "NONE"]
+    id_map: bool
+    blocks: tuple[BlockHeader, ...]
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.embedding_dim < 1:
+            raise ValueError("a table should have rows and columns")
+        for block in self.blocks:
+            end = block.first_rank + block.rows, block.first_column + block.width
+            if end[0] > self.rows or end[1] > self.embedding_dim:
+                raise ValueError(f"block {block.name!r} lies outside of the table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the file's JSON says. plan: its fingerprint. alignment: None where rows are as trained.
+
+    layout, row_order: see ``embeddings.layout``.
+    """
+
+    tables: tuple[TableHeader, ...]
+    plan: str
+    layout: Literal["bucketed", "prefix"]
+    row_order: Literal["ranked", "interleaved"]
+    is_weighted: bool
+    alignment: Literal[1, 2, 4, 8, 16, 32, 64, 128] | None
+
+    def __post_init__(self) -> None:
+        names = [table.name for table in self.tables]
+        names += [block.name for table in self.tables for block in table.blocks]
+        if len(set(names)) < len(names):
+            raise ValueError("tables and blocks should have names of their own")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,18 +118,58 @@ def read_tables(path: str | Path, *, verify: bool = True) -> dict[str, PackedTab
 
 def open_tables(path: Path, *, verify: bool = True) -> TableFile:
     """As ``read_tables``, with the header and all tensors."""
-    header, arrays = open_container(path, KIND, verify=verify)
     try:
-        tables = {entry["name"]: _table(entry, arrays) for entry in header["tables"]}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise KIND.damaged(path, f"{type(error).__name__}: {error}") from error
-    return TableFile(header, arrays, tables)
+        file = open_file(path)
+        if file.metadata.get("format") != FORMAT:
+            raise TableFileError(
+                f"{path} should hold tables saved by export_tables or save, got a safetensors file "
+                f"of {file.metadata.get('format', 'something else')!r}"
+            )
+        version = file.metadata.get("version", "")
+        if version != str(VERSION):
+            raise TableFileError(
+                f"{path} should have format version {VERSION} or older, got {version!r}; upgrade "
+                "bet_torchrec"
+            )
+        if verify:
+            file.verify()
+        header: Header = file.header(Header)
+        tables = {table.name: _table(table, file, verify) for table in header.tables}
+        arrays = {name: file.array(name) for name in file.tensors}
+    except (TensorFileError, StrictError) as error:
+        raise TableFileError(
+            f"{path} should hold tables saved by export_tables or save, but {error}; the file is "
+            "damaged or something else: save it again"
+        ) from error
+    return TableFile(dataclasses.asdict(header), arrays, tables)
 
 
-def _table(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> PackedTable:
-    name = entry["name"]
-    blocks = tuple(
-        PackedBlock(**block, data=arrays[f"rows/{block['name']}"]) for block in entry["blocks"]
-    )
-    id_map = arrays[f"id_map/{name}"] if entry["id_map"] else None
-    return PackedTable(name, entry["rows"], entry["embedding_dim"], blocks, id_map)
+def _table(header: TableHeader, file: TensorFile, verify: bool) -> PackedTable:
+    blocks = []
+    for block in header.blocks:
+        shape = block.rows, row_bytes(block.width, block.precision)
+        rows = _tensor(file, f"rows/{block.name}", "U8", shape)
+        blocks.append(PackedBlock(**dataclasses.asdict(block), data=rows))
+    id_map = None
+    if header.id_map:
+        id_map = _tensor(file, f"id_map/{header.name}", "I32", (header.rows,))
+        if verify and not _permutation(id_map):
+            raise TensorFileError(f"its id map of {header.name!r} should name each rank once")
+    return PackedTable(header.name, header.rows, header.embedding_dim, tuple(blocks), id_map)
+
+
+def _tensor(file: TensorFile, name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    array, stored = file.array(name), file.tensors[name]
+    if (stored.dtype, stored.shape) != (dtype, shape):
+        raise TensorFileError(
+            f"its {name!r} should be {dtype} {shape}, got {stored.dtype} {stored.shape}"
+        )
+    return array
+
+
+def _permutation(ranks: NDArray[np.int32]) -> bool:
+    if ranks.min() < 0 or ranks.max() >= len(ranks):
+        return False
+    seen = np.zeros(len(ranks), dtype=bool)
+    seen[ranks] = True
+    return bool(seen.all())

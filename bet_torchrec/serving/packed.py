@@ -13,16 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidInputError
 
+Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4", "int2"]
+
 _BITS = {"int8": 8, "int4": 4, "int2": 2}
 PARAMETERS = 4  # bytes, fp16 scale and fp16 bias
 _CHUNK = 1 << 16  # rows
+
+
+def row_bytes(width: int, precision: Precision) -> int:
+    """Bytes of a row of this many columns."""
+    if precision not in _BITS:
+        return width * (4 if precision == "fp32" else 2)
+    return PARAMETERS + -(-width * _BITS[precision] // 16) * 2
 
 
 def unpack_rows(packed: NDArray[np.uint8], width: int, precision: str) -> NDArray[np.float32]:

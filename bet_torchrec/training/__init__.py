@@ -7,7 +7,7 @@ On several processes a task carries its process group; TorchRec's tables come in
 from .checkpoint import Checkpointer, CheckpointError
 from .fit import DivergedError, fit
 from .probe import Hopeless, ProbeCheck
-from .recipes import RankingRecipe, fast, paper, published_lightgcn
+from .recipes import RankingRecipe, Recipe, clicks, fast, paper, published_lightgcn
 from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding, TensorTables
 from .trained import Trained
@@ -21,12 +21,14 @@ __all__ = [
     "Hopeless",
     "ProbeCheck",
     "RankingRecipe",
+    "Recipe",
     "SizedEmbedding",
     "TensorTables",
     "TrainSettings",
     "Trained",
     "TrainingWorkbench",
     "TurnedEmbedding",
+    "clicks",
     "fast",
     "fit",
     "orthonormal_basis",

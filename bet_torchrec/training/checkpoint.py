@@ -1,22 +1,22 @@
-"""Tensors and a few facts in one safetensors file, written at once or not at all; no pickle."""
+"""Tensors and a few facts in one safetensors file: whole, with a checksum, without pickle."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import BetError, InvalidInputError
+from ..files.tensors import TensorFileError, open_file, write_file
+from ..files.torch_tensors import entry, read_tensor
+from ..strict import StrictError, parse
 from .optimizers import Optimizers
 
-_KEY = "bet_torchrec"
+_FORMAT, _VERSION = "bet_torchrec.state", "1"
 
 
 class CheckpointError(BetError, ValueError):
@@ -52,31 +52,33 @@ class Checkpointer(Protocol):
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and JSON-serialisable facts; the file appears complete or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # Own memory each: safetensors refuses tensors that share theirs.
-    owned = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    try:
-        save_file(owned, str(temporary), metadata={_KEY: json.dumps(dict(facts))})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    metadata = {"format": _FORMAT, "version": _VERSION, "facts": json.dumps(dict(facts))}
+    widest_first = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    write_file(Path(path), metadata, [entry(name, tensor) for name, tensor in widest_first])
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and facts of ``save_state``.
+    """The tensors (on the CPU) and facts of ``save_state``, once the checksum of it all fits.
 
     Raises:
-        FileNotFoundError: nothing is there. CheckpointError: what is there is no such file.
+        FileNotFoundError: nothing is there. CheckpointError: what is there is no such file, or was
+            changed since.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"expected a checkpoint at {path}, found none")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[_KEY])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        file = open_file(path)
+        told = file.metadata
+        if (told.get("format"), told.get("version")) != (_FORMAT, _VERSION):
+            raise TensorFileError(
+                f"it has format {told.get('format')!r}, version {told.get('version')!r}, not "
+                f"{_FORMAT!r}, {_VERSION!r}"
+            )
+        file.verify()
+        facts = parse(told.get("facts", ""), dict[str, Any], "its facts")
+        return {name: read_tensor(file, name) for name in file.tensors}, facts
+    except (TensorFileError, StrictError) as error:
         raise CheckpointError(
             f"{path} is no checkpoint of this package ({error}): remove it to start anew"
         ) from error

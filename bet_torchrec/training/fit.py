@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import BetError, InvalidInputError
 from ..models.protocol import EmbeddingModule
 from ..outcome import Outcome
+from ..progress import progress_bar
 from .checkpoint import Checkpointer, FileCheckpointer
 from .optimizers import MakeOptimizer, adam
 from .probe import Hopeless
@@ -79,12 +79,12 @@ def fit(
         run.load(saver)
     first = team.rank == 0
     quality = validate or (lambda: task.validate(model, embedding))
-    bar = tqdm(
+    bar = progress_bar(
         total=run.total,
         initial=run.step,
         desc="training",
         unit="step",
-        disable=not progress or not first,
+        shown=progress and first,
     )
     try:
         with bar:

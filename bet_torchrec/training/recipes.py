@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-from ..tasks.ranking.task import BPR, PAPER_L2, BackboneName
+from ..tasks.ranking.task import BPR, PAPER_L2, BackboneName, RankingTask
+from ..tasks.task import Task
 from .settings import TrainSettings
 
 NEVER = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """training: to convergence. fine_tuning: of a probe."""
+
+    training: TrainSettings
+    fine_tuning: TrainSettings
+
+
+def clicks(lr: float = 2e-3) -> Recipe:
+    """Click models and users' own: Adam at a constant rate, an epoch between validations.
+
+    A probe is one epoch.
+    """
+    training = TrainSettings(
+        lr=lr, lr_decay=1.0, lr_min=0.0, max_epochs=30, validate_every=None, patience=2
+    )
+    fine_tuning = dataclasses.replace(training, max_epochs=1, validate_every=NEVER)
+    return Recipe(training=training, fine_tuning=fine_tuning)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +99,8 @@ def fast(backbone: BackboneName = "lightgcn") -> RankingRecipe:
             validate_every=NEVER,
         ),
     )
+
+
+def default_recipe(task: Task) -> Recipe | RankingRecipe:
+    """BET's published one for rankings, ``clicks`` for anything else."""
+    return paper(task.backbone) if isinstance(task, RankingTask) else clicks()

@@ -65,7 +65,7 @@ class SizedEmbedding(nn.Module):
             )
         self.values = nn.ParameterDict()
         for name, values in self._sizes.items():
-            self.values[name] = nn.Parameter(torch.zeros(int(values.sum())))
+            self.values[_key(name)] = nn.Parameter(torch.zeros(int(values.sum())))
             layout: tuple[Tensor | None, ...] = (None, None, None)
             if values.min(initial=self.width) != values.max(initial=0):
                 begins = torch.from_numpy(np.cumsum(values, dtype=np.int64) - values)
@@ -75,7 +75,7 @@ class SizedEmbedding(nn.Module):
                     _places(values, self.width),
                 )
             for what, buffer in zip(_LAYOUT, layout, strict=True):
-                self.register_buffer(f"{what}_{name}", buffer, persistent=False)
+                self.register_buffer(f"{what}_{_key(name)}", buffer, persistent=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,16 +90,20 @@ class SizedEmbedding(nn.Module):
         """Entries of all tables: what a plan in parameters counts."""
         return sum(values.numel() for values in self.values.values())
 
+    def _weights(self, name: str) -> nn.Parameter:
+        found: nn.Parameter = self.values[_key(name)]
+        return found
+
     def table(self, name: str) -> Tensor:
-        values, rows = self.values[name], len(self._sizes[name])
-        places = getattr(self, f"places_{name}")
+        values, rows = self._weights(name), len(self._sizes[name])
+        places = getattr(self, f"places_{_key(name)}")
         if places is None:
             return self._widened(self._as_it_lies(name))
         return _Spread.apply(values, None, places, rows, self.width)
 
     def lookup(self, name: str, ids: Tensor) -> Tensor:
         count = len(self._sizes[name])
-        if getattr(self, f"places_{name}") is None:
+        if getattr(self, f"places_{_key(name)}") is None:
             table = self._as_it_lies(name)
             # torch looks at no id where rows have no columns
             if not table.numel() and ids.numel() and not 0 <= ids.min() <= ids.max() < count:
@@ -115,7 +119,7 @@ class SizedEmbedding(nn.Module):
 
     def _as_it_lies(self, name: str) -> Tensor:
         """The (rows, size) table of rows of one size."""
-        return self.values[name].view(len(self._sizes[name]), -1)
+        return self._weights(name).view(len(self._sizes[name]), -1)
 
     def _widened(self, rows: Tensor) -> Tensor:
         missing = self.width - rows.shape[-1]
@@ -123,7 +127,7 @@ class SizedEmbedding(nn.Module):
 
     def _rows(self, name: str, ids: Tensor) -> Tensor:
         """Rows of distinct ids (n,), as (n, D), without a look at any others."""
-        begins, sizes, _ = (getattr(self, f"{what}_{name}") for what in _LAYOUT)
+        begins, sizes, _ = (getattr(self, f"{what}_{_key(name)}") for what in _LAYOUT)
         sizes = sizes.index_select(0, ids)
         ends = sizes.cumsum(0)
         entries = torch.arange(int(sizes.sum()), device=ids.device)
@@ -134,7 +138,7 @@ class SizedEmbedding(nn.Module):
             entries + shift.repeat_interleave(sizes, output_size=len(entries))
             for shift in (shifts, rows)
         )
-        return _Spread.apply(self.values[name], source, places, len(ids), self.width)
+        return _Spread.apply(self._weights(name), source, places, len(ids), self.width)
 
     @torch.no_grad()
     def draw(self, std: float, generator: torch.Generator | None = None) -> SizedEmbedding:
@@ -155,7 +159,8 @@ class SizedEmbedding(nn.Module):
         """
         if set(tables) != set(self._sizes):
             raise InvalidInputError(f"expected tables {sorted(self._sizes)}, got {sorted(tables)}")
-        for name, values in self.values.items():
+        for name in self._sizes:
+            values = self._weights(name)
             full, sizes = tables[name].detach(), self._sizes[name]
             if full.ndim != 2 or len(full) != len(sizes) or full.shape[1] < sizes.max(initial=0):
                 raise InvalidInputError(
@@ -194,6 +199,11 @@ class SizedEmbedding(nn.Module):
     def extra_repr(self) -> str:
         tables = ", ".join(f"{name}: {len(sizes)} rows" for name, sizes in self._sizes.items())
         return f"{tables}, width {self.width}, {self.num_weights()} weights"
+
+
+def _key(name: str) -> str:
+    """A table's name as torch allows names: a dot would be a path."""
+    return name.replace(".", "\u2024")
 
 
 def _checked(name: str, sizes: ArrayLike) -> np.ndarray:

@@ -87,7 +87,6 @@ class Trained:
         outcome = saved.pop("outcome", None)
         if outcome is None or (facts is not None and saved != dict(facts)):
             raise CheckpointError(f"{path} holds another model than the one asked for: remove it")
-        outcome["history"] = tuple((step, quality) for step, quality in outcome["history"])
         parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "embedding": {}}
         try:
             for key, value in tensors.items():
@@ -95,7 +94,8 @@ class Trained:
                 parts[part][name] = value
             model.load_state_dict(parts["backbone"])
             embedding.load_state_dict(parts["embedding"])
-            ended = Outcome(**outcome)
+            history = tuple((step, quality) for step, quality in outcome["history"])
+            ended = Outcome(**{**outcome, "history": history})
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} does not fit this model: {error}") from error
         model.eval()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from .fit import DivergedError, fit
 from .kept import KeptModels, content
 from .optimizers import MakeOptimizer, adam
 from .probe import ProbeCheck
+from .recipes import default_recipe
 from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding
 from .trained import Precisions, Trained, as_served, precisions_of
@@ -50,7 +52,8 @@ class Sizes(Protocol):
 class TrainingWorkbench:
     """Trains and evaluates one task over tables of any kind; implements the sizers' ``Workbench``.
 
-    training, fine_tuning: settings of a training to convergence, and of a probe.
+    training, fine_tuning: settings of a training to convergence, and of a probe; by default BET's
+        published ones for a ranking, ``recipes.clicks`` for anything else.
     pretraining: of the full tables' training; ``training`` unless given.
     continuing: of a full training that starts from the full tables' rows; ``training`` at the
         probe's learning rate unless given.
@@ -85,9 +88,10 @@ class TrainingWorkbench:
                 f"warm_start should be 'rotated' or 'prefix', got {warm_start!r}"
             )
         self.task = task
-        self.training = training or TrainSettings()
+        recipe = default_recipe(task)
+        self.training = training or recipe.training
         self.pretraining = pretraining or self.training
-        self.fine_tuning = fine_tuning or dataclasses.replace(self.training, max_epochs=1)
+        self.fine_tuning = fine_tuning or recipe.fine_tuning
         self.continuing = continuing or dataclasses.replace(
             self.training, lr=min(self.training.lr, self.fine_tuning.lr)
         )
@@ -97,6 +101,7 @@ class TrainingWorkbench:
         self.seed = seed
         self.device = torch.device(device)
         self.progress = progress
+        self._adopted: str | None = None  # a digest of the full model's weights
         folder = None if self.run_dir is None else self.run_dir / "models"
         self._kept = KeptModels(folder, task.team)
 
@@ -116,6 +121,7 @@ class TrainingWorkbench:
             "task": dict(self.task.identity()),
             "seed": self.seed,
             "warm_start": self.warm_start,
+            "adopted": self._adopted,
             **{name: _asdict(getattr(self, name)) for name in settings},
         }
 
@@ -137,6 +143,30 @@ class TrainingWorkbench:
                 f"{self.pretraining.lr}) or init_std"
             )
         return trained
+
+    def adopt(self, model: nn.Module, tables: Mapping[str, Tensor]) -> Trained:
+        """Take a full model that was trained elsewhere; call it before anything needs the own one.
+
+        model: as the task's ``new_model`` makes them, with its weights. tables: {name: (rows,
+        embedding_dim)}. (Of a user's own model both come from ``TorchRecTask.parts_of``.)
+
+        Raises:
+            InvalidInputError: tables of other names or shapes, or a full model is there already.
+        """
+        if "_full" in self.__dict__:
+            raise InvalidInputError("adopt a full model before anything has asked for one")
+        sizes = {t.name: np.full(t.num_embeddings, t.embedding_dim, np.int32) for t in self.tables}
+        embedding = SizedEmbedding(sizes).to(self.device).load_prefix(tables)
+        quality = self.task.validate(model, embedding)
+        outcome = Outcome(quality=quality, history=((0, quality),))
+        digest = hashlib.sha256()
+        for weight in (*model.state_dict().values(), *embedding.state_dict().values()):
+            digest.update(weight.detach().cpu().numpy().tobytes())
+        self._adopted = digest.hexdigest()[:16]
+        self.__dict__["_full"] = Trained(
+            task=self.task, model=model, embedding=embedding, outcome=outcome
+        )
+        return self.full()
 
     def build(self, plan: Sizes, *, seed: int | None = None) -> SizedEmbedding:
         """A plan's tables, freshly drawn with the training's init_std."""
@@ -256,12 +286,19 @@ class TrainingWorkbench:
         return self.train_model(plan, seed=seed, start=start).outcome
 
     def train_model(
-        self, plan: Sizes, *, seed: int | None = None, start: Literal["scratch", "full"] = "scratch"
+        self,
+        plan: Sizes,
+        *,
+        seed: int | None = None,
+        start: Literal["scratch", "full"] | None = None,
     ) -> Trained:
         """A plan's model, trained to convergence.
 
-        start: "scratch", or "full" for the full tables' rows, cut.
+        start: "scratch", or "full" for the full tables' rows, cut; as the plan's own metadata say
+            unless given, and from scratch where they say nothing.
         """
+        if start is None:
+            start = getattr(plan, "metadata", {}).get("start", "scratch")
         if start not in ("scratch", "full"):
             raise InvalidInputError(f"start should be 'scratch' or 'full', got {start!r}")
         sizes = {table.name: plan.sizes(table.name) for table in self.tables}
@@ -359,7 +396,7 @@ class TrainingWorkbench:
 
     def _full_facts(self) -> dict[str, Any]:
         facts = self._facts("full", self.pretraining, self.seed)
-        return {**facts, "warm_start": self.warm_start}
+        return {**facts, "warm_start": self.warm_start, "adopted": self._adopted}
 
     def _facts(self, what: str, settings: TrainSettings, seed: int) -> dict[str, Any]:
         return {

@@ -51,6 +51,14 @@ def test_a_broken_connection_is_tried_again(site: Site, tmp_path: Path):
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
+def test_an_endless_answer_is_cut(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bet_torchrec.data.download._LARGEST", 1_000_000)
+    site.endless = True
+    with pytest.raises(DownloadError, match="below 1 GiB, the answer goes on"):
+        get(site, tmp_path, timeout=5)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("checksum", ["md5:" + "0" * 32, "sha256:" + "0" * 64, "git:" + "0" * 40])
 def test_wrong_content_is_deleted_and_told(site: Site, tmp_path: Path, checksum: str):
     with pytest.raises(DownloadError, match="is not the expected file.*should"):
@@ -146,7 +154,26 @@ def test_an_archive_without_the_right_member(tmp_path: Path, member: Member, say
     assert os.listdir(tmp_path) == ["a.zip"]
 
 
-@pytest.mark.parametrize("content", [b"<html>", zipped({"a": CONTENT * 4})[:-40]])
+def noisy(method: int) -> bytes:
+    """One member whose compressed bytes are noise."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("a", CONTENT)
+    data = bytearray(buffer.getvalue())
+    data[60:120] = bytes(range(60, 120))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html>",
+        zipped({"a": CONTENT * 4})[:-40],
+        noisy(zipfile.ZIP_LZMA),
+        noisy(zipfile.ZIP_BZIP2),
+        noisy(zipfile.ZIP_DEFLATED),
+    ],
+)
 def test_a_damaged_archive(tmp_path: Path, content: bytes):
     (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(DownloadError, match="no zip archive, or a damaged one"):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from data_oracles import original_pairs, pair_lists, pairs_of, tiny
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bet_torchrec.data import DataError, Interactions, load
 
+SHARED = [HealthCheck.function_scoped_fixture]  # each example writes its file anew
 FIELDS = ("users", "items", "timestamps", "test_mark", "user_labels", "item_labels")
 
 
@@ -31,7 +36,7 @@ def assert_same(one: Interactions, other: Interactions) -> None:
     assert one.notes == other.notes
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=SHARED)
 @given(pair_lists())
 def test_a_saved_set_comes_back_whole(tmp_path: Path, data: Interactions):
     path = data.by_rank().save(tmp_path / "deep" / "saved.npz")
@@ -138,3 +143,88 @@ def test_a_position_makes_no_sense_in_an_npz(tmp_path: Path):
     np.savez(tmp_path / "a.npz", user=[0], item=[0])
     with pytest.raises(DataError, match="have names, got position 0"):
         load(tmp_path / "a.npz", user=0)
+
+
+def noisy(method: int) -> bytes:
+    """An archive whose member is compressed noise."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("user.npy", bytes(range(256)) * 9)
+    data = bytearray(buffer.getvalue())
+    data[60:120] = bytes(range(60, 120))
+    return bytes(data)
+
+
+def with_header(header: str) -> bytes:
+    """An archive of one npy file that says this of itself."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        text = header.encode()
+        member = b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text
+        archive.writestr("user.npy", member)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        noisy(zipfile.ZIP_LZMA),
+        noisy(zipfile.ZIP_BZIP2),
+        noisy(zipfile.ZIP_DEFLATED),
+        with_header("(" * 9000),
+        with_header("{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}"),
+        with_header("{'descr': '<i8', 'fortran_order': False, 'shape': (1 << 99,)}"),
+        with_header(f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({2**62}, {2**62})}}"),
+        with_header("{'descr': [('a', '<i8')] * 9, 'fortran_order': False, 'shape': (1,)}"),
+        with_header("\0"),
+    ],
+)
+def test_damaged_members_are_told(tmp_path: Path, content: bytes):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"should be an npz file of plain arrays"):
+        load(tmp_path / "a.npz")
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_damage_anywhere_is_told_or_means_nothing(tmp_path: Path, data: st.DataObject):
+    whole = bytearray(tiny().save(tmp_path / "a.npz").read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(4, len(whole) - 1))
+        whole[at] = data.draw(st.integers(0, 255))
+    (tmp_path / "b.npz").write_bytes(bytes(whole))
+    try:
+        found = load(tmp_path / "b.npz")
+    except DataError:
+        return
+    assert_same(found, tiny())
+
+
+ODD = (
+    st.sampled_from(
+        ["<i8", "<u8", "<f8", "<f2", "<c8", "?", "S3", "<U3", "<M8[s]", "<m8[D]", "V2", "<i8,<f4"]
+    ),
+    st.sampled_from([(), (0,), (2,), (2, 1), (3,)]),
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.dictionaries(
+        st.sampled_from(["user", "item", "rating", "time", "test", "bet_torchrec_interactions"]),
+        st.tuples(*ODD),
+        min_size=1,
+    )
+)
+def test_arrays_of_any_type_are_data_or_a_data_error(tmp_path: Path, chosen: Any):
+    content = {name: np.zeros(shape, kind) for name, (kind, shape) in chosen.items()}
+    np.savez(tmp_path / "a.npz", **content)
+    for options in ({}, {"min_rating": 1}):
+        try:
+            load(tmp_path / "a.npz", **options)
+        except DataError:
+            continue

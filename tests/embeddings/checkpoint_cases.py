@@ -83,14 +83,14 @@ def sharded_tables(
             for name in list(constraints)[::2]:
                 constraints[name].sharding_types = ["table_wise"]
     torch.manual_seed(0)
-    model = Model(module)
+    model, ours = Model(module), not isinstance(module, EmbeddingBagCollection)
     plan = EmbeddingShardingPlanner(
         topology=Topology(world_size=world, compute_device="cpu"), constraints=constraints
     ).collective_plan(model, [sharder], dist.group.WORLD)
     return torchrec.distributed.DistributedModelParallel(
         model,
         device=torch.device("cpu"),
-        plan=with_dense_kernels(plan) if dense else plan,
+        plan=with_dense_kernels(plan, model) if ours and dense else plan,
         sharders=[sharder],
         init_parameters=False,
     )

@@ -32,10 +32,14 @@ def counts() -> dict[str, np.ndarray]:
     return {t.name: rng.permutation(10_000 // np.arange(1, t.num_embeddings + 1)) for t in TABLES}
 
 
-def make_plan(optimizer: str = "rowwise_adagrad") -> SizePlan:
-    """All 26 tables in half of their bytes of training, id maps and optimizer state included."""
+def make_plan(optimizer: str = "rowwise_adagrad", world_size: int = 1) -> SizePlan:
+    """All 26 tables in half of their bytes of training, optimizer state and every rank's id maps
+    included.
+    """
     full = sum(rows * (4 * DIM + 4) for rows in ROWS)
-    budget = Budget.bytes(full // 2, purpose="training", dtype="fp32", optimizer=optimizer)
+    budget = Budget.bytes(
+        full // 2, purpose="training", dtype="fp32", optimizer=optimizer, world_size=world_size
+    )
     return BudgetPlanner(budget=budget, widths=(0, 4, 8, 16), sizer=MixedRandom()).plan(
         TABLES, counts()
     )

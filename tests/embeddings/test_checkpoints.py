@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from checkpoint_cases import (
     difference,
     everything,
@@ -140,6 +141,19 @@ def refusals(rank, world, keep, folder):
     other, other_optimizer = sharded_model("table_wise", "adagrad", "bucketed", world)
     attempt("optimizer", other, folder / "rowwise", other_optimizer)
     attempt("nothing there", other, folder / "nowhere", other_optimizer)
+    # a file that another rank wrote, damaged: whoever checks it, all refuse
+    dist.barrier()
+    for file in sorted((folder / "rowwise").glob("data-*/__*_0.safetensors")):
+        good = file.read_bytes()
+        dist.barrier()
+        if rank == 0:
+            file.write_bytes(good[:-1] + bytes([good[-1] ^ 8]))
+        dist.barrier()
+        attempt(f"damaged {file.name}", model, folder / "rowwise", optimizer)
+        dist.barrier()
+        if rank == 0:
+            file.write_bytes(good)
+        dist.barrier()
     # one rank sees other files than the rest
     attempt("one rank", model, folder / ("rowwise" if rank else "nowhere"), optimizer)
     try:
@@ -165,6 +179,11 @@ def test_refused_on_every_rank_with_what_differs(tmp_path) -> None:
         assert "row_wise_adagrad" in text
         assert found["weights alone"] == 0
         assert "after a failed save" not in found
+        for file in ("__0_0", "__1_0"):
+            error, text, changed = found[f"damaged {file}.safetensors"]
+            assert error in ("DamagedCheckpointError", "CollectiveError")
+            assert f"{file}.safetensors should hold tensors of a checkpoint" in text
+            assert changed == 0
     assert first["nothing there"][0] == "FileNotFoundError"
     assert first["one rank"][0] == "FileNotFoundError"
     assert second["one rank"][0] == "CollectiveError"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import mutated, rewritten
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 from serving_cases import (
@@ -35,7 +39,8 @@ from bet_torchrec.embeddings import (
 )
 from bet_torchrec.embeddings.quantization import export
 from bet_torchrec.errors import InvalidInputError
-from bet_torchrec.serving import TableFileError, packed, read_tables, stream
+from bet_torchrec.files import tensors
+from bet_torchrec.serving import TableFileError, packed, read_tables
 
 load = QuantizedBudgetedEmbeddingBagCollection.load
 
@@ -192,7 +197,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path):
     path = export_tables(trained(make_plan(inference("int8"))), tmp_path / "tables")
     before = path.read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        stream.write_file(path, {}, [stream.Entry("x", "U8", (4,), interrupted)])
+        tensors.write_file(path, {}, [tensors.Entry("x", "U8", (4,), interrupted)])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -214,3 +219,51 @@ class _Sharded:
     def __init__(self, plan: Any) -> None:
         whole = trained(plan)
         self.tables, self.plan, self.blocks = whole.tables, plan, whole.blocks
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("good") / "tables"
+    return quantize(trained(make_plan(inference("int8")), row_order="interleaved")).save(path)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_a_crafted_header_is_refused_or_can_be_read(good: Path, data: st.DataObject):
+    header = mutated(data.draw, json.loads(tensors.open_file(good).metadata["header"]))
+    path = rewritten(good, good.with_name("crafted"), {"header": json.dumps(header)})
+    with contextlib.suppress(TableFileError):
+        read_all(path)
+    with contextlib.suppress(TableFileError):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ('"rows": 60', "header.tables[0].rows should be an int, got 'x'"),
+        ('"width": 9', "width should be an int, got 'x'"),
+        ('"layout": "bucketed"', "header.layout should be one of 'bucketed', 'prefix', got 'x'"),
+    ],
+)
+def test_the_place_is_told(good: Path, tmp_path: Path, change: str, says: str):
+    header = tensors.open_file(good).metadata["header"]
+    assert change in header
+    crafted = header.replace(change, change.split(":")[0] + ': "x"')
+    path = rewritten(good, tmp_path / "tables", {"header": crafted})
+    with pytest.raises(TableFileError) as error:
+        read_tables(path)
+    assert says in str(error.value)
+    rewritten(good, path, {"header": "[" * 50_000})
+    with pytest.raises(TableFileError, match="nested"):
+        read_tables(path)
+
+
+@pytest.mark.parametrize("swap", [[0, 0], [1, -1], [0, 33]])
+def test_an_id_map_that_is_none_is_refused(good: Path, tmp_path: Path, swap: list[int]):
+    """It would read other rows' values, or zeros, without a word."""
+    id_map = np.array(tensors.open_file(good).array("id_map/b"))
+    id_map[:2] = swap
+    path = rewritten(good, tmp_path / "tables", arrays={"id_map/b": id_map})
+    with pytest.raises(TableFileError, match="id map of 'b' should name each rank once"):
+        read_tables(path)

@@ -12,7 +12,7 @@ from torchrec import EmbeddingBagConfig, KeyedJaggedTensor, PoolingType
 from bet_torchrec import Budget, RowCounts, SizePlan
 from bet_torchrec.embeddings import BudgetedEmbeddingBagCollection, IdRangeError
 from bet_torchrec.embeddings.fused import CompilerError, FusedBudgetedEmbeddingBagCollection
-from bet_torchrec.embeddings.fused.kernels import library
+from bet_torchrec.embeddings.native.build import library
 from bet_torchrec.errors import InvalidInputError
 
 pytestmark = pytest.mark.skipif(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,15 @@ TABLES = table_configs()
 PLAN = plan_of(TABLES, SIZES)
 WIDTHS = {t.name: t.embedding_dim for t in TABLES}
 SLOTS = [Slot(f, t.name, f"{f}@{t.name}") for t in TABLES for f in t.feature_names]
+
+
+MEAN = [replace(slot, mean=slot.table in ("user", "item")) for slot in SLOTS]  # two widths
+
+
+def per_slot(scale, slots):
+    """(B, slots): ones where bags are summed."""
+    columns = iter(scale.T)
+    return torch.stack([next(columns) if s.mean else torch.ones(len(scale)) for s in slots], 1)
 
 
 def pooled(laid, slots=SLOTS, batch=3, seed=0, shuffled=True):
@@ -48,9 +58,11 @@ def merged_by_padding(tensor, pairs, slots=SLOTS):
 def test_columns_go_where_their_block_has_them(layout, row_order, scaled, batch):
     laid = {t.name: blocks(PLAN[t.name], layout, row_order) for t in TABLES}
     tensor, pairs = pooled(laid, batch=batch)
-    scale = torch.rand(batch, len(SLOTS)).double() if scaled else None
-    merger = Merger(SLOTS, WIDTHS, laid)
-    out = merger(tensor, scale)
+    slots = MEAN if scaled else SLOTS
+    own = torch.rand(batch, sum(slot.mean for slot in slots)).double() if scaled else None
+    merger = Merger(slots, WIDTHS, laid)
+    out = merger(tensor, own)
+    scale = None if own is None else per_slot(own, slots)
     expected = merged_by_padding(tensor, pairs)
     assert out.keys() == [slot.key for slot in SLOTS]
     assert out.length_per_key() == [WIDTHS[slot.table] for slot in SLOTS]
@@ -70,8 +82,8 @@ def test_columns_go_where_their_block_has_them(layout, row_order, scaled, batch)
 def test_gradients_by_differences():
     laid = {t.name: blocks(PLAN[t.name], "bucketed") for t in TABLES}
     tensor, _ = pooled(laid, batch=2)
-    merger = Merger(SLOTS, WIDTHS, laid)
-    scale = torch.rand(2, len(SLOTS)).double()
+    merger = Merger(MEAN, WIDTHS, laid)
+    scale = torch.rand(2, sum(slot.mean for slot in MEAN)).double()
 
     def merge(values):
         made = KeyedTensor(tensor.keys(), tensor.length_per_key(), values)
@@ -93,3 +105,28 @@ def test_columns_side_by_side_already_are_not_copied():
     assert narrow.length_per_key() == [13, 13]
     assert not narrow["me"][:, 12].any()
     torch.testing.assert_close(narrow["me"][:, :12], tensor.values()[:, 12:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_mean_pooling_touches_only_its_columns_and_keeps_nothing_wide(dtype):
+    """Also where the columns need no moving; whatever their type."""
+    plan = TablePlan("user", 9, 12, (Bucket(12, 2), Bucket(4, 6), Bucket(0, 1)))
+    slots = [Slot(str(i), "user", str(i), mean=i in (1, 2), number=i) for i in range(4)]
+    laid = {"user": blocks(plan, "prefix")}
+    tensor, _ = pooled(laid, slots, shuffled=False)
+    values = tensor.values().detach().to(dtype).requires_grad_()
+    scale, kept = torch.rand(3, 2), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        given = KeyedTensor(tensor.keys(), tensor.length_per_key(), values)
+        out = Merger(slots, {"user": 12}, laid)(given, scale)
+    assert out.values().dtype == dtype
+    for number in (0, 3):
+        assert torch.equal(out[str(number)], values[:, 12 * number :][:, :12])
+    for number in (1, 2):
+        wanted = values[:, 12 * number :][:, :12].float() * scale[:, number - 1 : number]
+        torch.testing.assert_close(out[str(number)], wanted.to(dtype))
+    assert all(tensor.numel() < values.numel() for tensor in kept)
+    out.values().sum().backward()
+    wanted = torch.ones(3, 48)
+    wanted[:, 12:36] = scale.repeat_interleave(12, dim=1)
+    torch.testing.assert_close(values.grad, wanted.to(dtype))

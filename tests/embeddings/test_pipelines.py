@@ -27,7 +27,7 @@ CASES = [("dlrm", "bucketed"), ("deepfm", "prefix")]
 
 def reference(kind: str) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and tables of masked full tables, one process, no sharding."""
-    collection = masked_collection(make_plan("adagrad"))
+    collection = masked_collection(make_plan("adagrad", WORLD))
     model = make_model(kind, collection)
     optimizer = torch.optim.Adagrad(model.parameters(), lr=LR, eps=EPS)
     losses = []
@@ -63,7 +63,7 @@ def _train(rank: int, world: int, kind: str, layout: str, how: str) -> dict[str,
     )
 
     device = torch.device("cpu")
-    plan = make_plan("adagrad")  # whose state is as large in both layouts
+    plan = make_plan("adagrad", WORLD)  # whose state is as large in both layouts
     own = BudgetedEmbeddingBagCollection(TABLES, plan, layout=layout, device="meta")
     model = make_model(kind, own)
     start = {n: w.clone() for n, w in model.named_parameters() if not w.is_meta}
@@ -130,7 +130,7 @@ def dropped_optimizers(rank: int, world: int) -> list[str]:
         ShardingError,
     )
 
-    own = BudgetedEmbeddingBagCollection(TABLES, make_plan())
+    own = BudgetedEmbeddingBagCollection(TABLES, make_plan(world_size=world))
     apply_optimizer_in_backward(RowWiseAdagrad, own.parameters(), {"lr": LR})
     seen = []
     for types in (["data_parallel"], ["table_wise"]):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from masked_cases import LAYOUTS, ROWS, SIZES, bags, plan_of, table_configs
 from torchrec import KeyedJaggedTensor
 
-from bet_torchrec.embeddings import IdRangeError, blocks
+from bet_torchrec.embeddings import IdRangeError, blocks, routing
 from bet_torchrec.embeddings.routing import Router, Slot, block_key, rank_of_id
 from bet_torchrec.errors import InvalidInputError
 
@@ -21,6 +21,17 @@ SLOTS = [
     for table in TABLES
     for feature in table.feature_names
 ]
+
+
+@pytest.fixture(params=["operator", "torch"], autouse=True, scope="module")
+def way(request):
+    """By our operator, and as it is done without a compiler."""
+    with pytest.MonkeyPatch.context() as patched:
+        if request.param == "torch":
+            patched.setattr(routing, "available", lambda: False)
+        elif not routing.available():
+            pytest.skip("no C++ compiler")
+        yield request.param
 
 
 def router(layout="bucketed", row_order="ranked", slots=SLOTS, **options):
@@ -69,6 +80,8 @@ def test_every_id_goes_to_its_blocks_rows(choice, seed, batch, most, weighted, d
     routed = route(kjt)
     assert routed.keys() == route.keys
     assert routed.stride() == batch
+    assert routed.values().dtype == dtype
+    assert routed.lengths().dtype == torch.int32
     assert bags_of(routed, weighted) == rows_by_loop(kjt, slots, laid, weighted)
 
 
@@ -108,6 +121,39 @@ def test_weights_are_left_out_where_they_are_not_wanted(batch):
     assert routed.weights_or_none() is None
     with pytest.raises(InvalidInputError, match="is_weighted=True expects"):
         router(is_weighted=True)[0](bags(batch=batch))
+
+
+def test_weights_get_their_gradients():
+    route, laid = router("prefix", is_weighted=True)
+    kjt = bags(weighted=True)
+    weights = kjt.weights().requires_grad_()
+    route(kjt).weights().sum().backward()
+    per_slot = rows_by_loop(kjt, SLOTS, laid, True)
+    assert weights.grad.sum() == sum(len(bag) for own in per_slot.values() for bag in own)
+
+
+@pytest.mark.parametrize("more", [-1, 1, 10**6])
+def test_lengths_that_contradict_the_ids_are_refused(more):
+    kjt = bags(2)
+    lengths = kjt.lengths().clone()
+    lengths[int(lengths.argmax())] += more
+    bad = KeyedJaggedTensor(keys=kjt.keys(), values=kjt.values(), lengths=lengths)
+    with pytest.raises(InvalidInputError, match="as many ids as there are"):
+        router()[0](bad)
+
+
+def test_scale_is_one_over_the_length_of_mean_bags():
+    slots = [Slot(s.feature, s.table, s.key, mean=s.table == "item") for s in SLOTS]
+    route, _ = router(slots=slots)
+    kjt = bags().permute([4, 2, 0, 1, 3])
+    means = [slot for slot in slots if slot.mean]
+    for given in (kjt, route.select(kjt)):
+        found = route.scale(given)
+        assert found.shape == (7, len(means))
+        for number, slot in enumerate(means):
+            lengths = kjt[slot.feature].lengths().clamp_min(1)
+            assert torch.equal(found[:, number], 1 / lengths.float())
+    assert router()[0].scale(kjt) is None
 
 
 def test_missing_features_are_named():

@@ -59,7 +59,7 @@ def _train(rank: int, world: int, how: str, optimizer: str, layout: str) -> dict
     )
     plan = planner.collective_plan(module, [sharder], torch.distributed.group.WORLD)
     if dense:
-        plan = with_dense_kernels(plan)
+        plan = with_dense_kernels(plan, module)
     model = torchrec.distributed.DistributedModelParallel(
         module, device=device, plan=plan, sharders=[sharder]
     )

@@ -87,3 +87,19 @@ def test_counts_cannot_be_changed():
     counts = RowCounts.from_rows([1, 2])
     with pytest.raises(ValueError, match="read-only"):
         counts.values[0] = 5
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [None, 3, "12", [[1], [1, 2]], [1, None], {"a": 1}, [1.0, 2.0], [True, False],
+     torch.tensor([1, 2], dtype=torch.bfloat16), torch.tensor([1, 2], device="meta")],
+)  # fmt: skip
+def test_counts_of_odd_types_are_refused(counts):
+    with pytest.raises(InvalidInputError, match="counts should"):
+        RowCounts.from_rows(counts)
+
+
+def test_an_order_that_no_int32_holds_is_refused():
+    for order in ([0, 2**32 + 1], [0.0, 1.0], [0, 1, 1]):
+        with pytest.raises(InvalidInputError, match="order should"):
+            RowCounts([5, 3], [1, 1], np.array(order))

@@ -12,15 +12,20 @@ from planning_strategies import WIDTHS, byte_budgets, table_lists
 
 from bet_torchrec.errors import BetError, InfeasibleBudgetError, InvalidInputError
 from bet_torchrec.planning.budget import Budget
-from bet_torchrec.planning.feasible import allowed_widths, require_feasible, smallest_cost
+from bet_torchrec.planning.feasible import (
+    allowed_widths,
+    require_feasible,
+    require_useful,
+    smallest_cost,
+)
 from bet_torchrec.planning.tables import TableSpec
 
 TABLES = [TableSpec("user", 1000, 128), TableSpec("item", 2000, 64)]
 
 
-def refused(budget, widths=(4, 8), mapped=(False, False)):
+def refused(budget, widths=(4, 8)):
     with pytest.raises(InfeasibleBudgetError) as caught:
-        require_feasible(TABLES, mapped, budget, widths)
+        require_feasible(TABLES, budget, widths)
     return caught.value
 
 
@@ -32,22 +37,35 @@ def test_it_names_the_smallest_budget_and_what_would_help():
     assert "1. raise the budget to 12000 parameters" in text
     assert "2. allow width 1: needs 3000" in text
     assert "3. allow width 0, rows that read as zeros: needs 0" in text
-    require_feasible(TABLES, (False, False), Budget.parameters(12000), (4, 8))
+    require_feasible(TABLES, Budget.parameters(12000), (4, 8))
 
 
 def test_sparsity_is_answered_in_sparsity():
     # 12000 of 256000 kept
     assert "a sparsity of 0.9531 or less" in str(refused(Budget.sparsity(0.96)))
-    require_feasible(TABLES, (False, False), Budget.sparsity(0.9531), (4, 8))
+    require_feasible(TABLES, Budget.sparsity(0.9531), (4, 8))
 
 
-def test_inference_is_told_of_alignment_precision_and_id_maps():
-    text = str(refused(Budget.bytes(100, purpose="inference", dtype="fp32"), (8,), (True, False)))
-    # 32 bytes a row, 1000 mapped ids
-    assert "raise the budget to 100000 bytes" in text  # 32 x 3000, and 4 x 1000
-    assert "allow precision int2: needs 52000" in text  # 16 a row
-    assert "relabel ids to rank order, which needs no id map: needs 96000" in text
+def test_inference_is_told_of_alignment_and_precision():
+    text = str(refused(Budget.bytes(100, purpose="inference", dtype="fp32"), (8,)))
+    assert "raise the budget to 96000 bytes" in text  # 32 a row: rows of one width need no id map
+    assert "allow precision int2: needs 48000" in text  # 16 a row
     assert "alignment" not in text  # it would change nothing
+
+
+def test_a_plan_that_keeps_nothing_is_refused():
+    tables = [TableSpec("a", 1000, 16), TableSpec("b", 300, 16)]
+    budget = Budget.bytes(400, purpose="inference", dtype=("fp32", "int8"), alignment=1)
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        require_useful(0, tables, (True, True), budget, (0, 4))
+    # one row of int8 is a block of 128 bytes beside a map of 1,200; all of b would be 2,432
+    assert caught.value.smallest == 128 + 4 * 300
+    assert "relabel ids by rank (Relabelling)" in str(caught.value)
+    assert "kept at 128 bytes" in str(caught.value)
+    require_useful(1, tables, (True, True), budget, (0, 4))
+    with pytest.raises(InfeasibleBudgetError, match="first row is kept at 128 bytes") as caught:
+        require_useful(0, tables, (False, True), budget, (0, 4))
+    assert "relabel" not in str(caught.value)
 
 
 def test_training_is_told_of_dtype_and_optimizer():
@@ -74,9 +92,8 @@ def test_a_tables_widths_end_at_its_own():
 @settings(max_examples=60, deadline=None)
 def test_the_smallest_budget_is_possible_and_less_is_not(tables, data):
     budget, widths = data.draw(byte_budgets(0)), data.draw(WIDTHS)
-    mapped = [data.draw(st.booleans()) for _ in tables]
-    smallest = smallest_cost(tables, mapped, budget, widths)
-    require_feasible(tables, mapped, replace(budget, amount=smallest), widths)
+    smallest = smallest_cost(tables, budget, widths)
+    require_feasible(tables, replace(budget, amount=smallest), widths)
     if smallest:
         with pytest.raises(InfeasibleBudgetError, match=f"is {smallest} bytes"):
-            require_feasible(tables, mapped, replace(budget, amount=smallest - 1), widths)
+            require_feasible(tables, replace(budget, amount=smallest - 1), widths)

@@ -195,3 +195,21 @@ def test_solver_survives_a_step():
         tolerance=torch.tensor([1e-6]).double(),
     )
     assert x.item() == pytest.approx(0.3, abs=1e-9)
+
+
+def test_rows_that_fit_a_blocks_rest_are_not_dropped():
+    """6 of 18 rows kept, 8 wide: all 18 fit into the same 128 bytes, though a step would not."""
+    space = FitSpace(
+        widths=torch.tensor([0, 1, 4, 8]),
+        rows=torch.tensor([18, 1000]),
+        depth=torch.tensor([4, 4]),
+        costs=torch.tensor([[0, 5, 6, 7]]),
+        limit=128 + 1024,
+        table_alignment=128,
+    )
+    start = torch.tensor([[[18, 6, 6, 6], [1000, 200, 200, 0]]])
+    steps = space.steps(torch.zeros(1, 2, dtype=torch.int64))
+    assert int(steps.cost(start)) == 128 + 1280
+    got = settle(start, steps, space.limit)
+    assert got[0, 0].tolist() == [18, 18, 18, 18]
+    assert int(steps.cost(got)) <= space.limit

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from planning_strategies import plans
 
 from bet_torchrec.errors import InvalidInputError, PlanError
-from bet_torchrec.planning.budget import Budget
+from bet_torchrec.planning.budget import Budget, MemoryModel
 from bet_torchrec.planning.counts import RowCounts
 from bet_torchrec.planning.plan import Bucket, SizePlan, TablePlan
 from bet_torchrec.planning.tables import TableSpec
@@ -160,7 +160,7 @@ def test_nothing_can_be_changed():
         plan["user"].order[0] = 1
     with pytest.raises(TypeError):
         plan.metadata["new"] = "entry"
-    table = TablePlan("t", 5, 8, (Bucket(8, 5),), order)
+    table = TablePlan("t", 5, 8, (Bucket(8, 4), Bucket(4, 1)), order)
     order[0] = 0  # the caller's own array stays the caller's
     assert table.order[0] == 4
 
@@ -182,4 +182,21 @@ def test_summary_shows_rows_widths_and_bytes():
     assert "404 of 4,096 bytes used (9.86%)" in text
     assert "int8/int4" in text
     assert "404" not in two_tables(budget=Budget.parameters(300)).summary()
-    assert "fingerprint" not in repr(two_tables())
+    plan = two_tables()
+    assert f"<SizePlan {plan.fingerprint()} by {plan.sizer}, " in repr(plan)
+
+
+def test_a_plan_by_hand_needs_no_counts(tmp_path):
+    tables = [TableSpec("a", 4, 8), TableSpec("b", 2, 8)]
+    sizes = {"a": [0, 8, 4, 8], "b": np.array([4, 4])}
+    plan = SizePlan.from_sizes(tables, sizes, budget=Budget.parameters(28))
+    assert plan.sizes("a").tolist() == [0, 8, 4, 8]
+    assert plan["a"].order.tolist() == [1, 3, 2, 0]
+    assert (plan["b"].order, plan["b"].counts_fingerprint, plan.sizer) == (None, "", "by hand")
+    assert SizePlan.load(plan.save(tmp_path / "hand.plan")) == plan
+
+
+def test_rows_of_one_width_need_no_order():
+    table = TablePlan("a", 3, 8, (Bucket(4, 3),), np.array([2, 0, 1]))
+    assert table.order is None
+    assert table.cost(MemoryModel(unit="bytes", purpose="training", optimizer="sgd")) == 3 * 16

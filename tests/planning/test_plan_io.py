@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import mutated, rewritten
 from safetensors.numpy import save_file
 
 from bet_torchrec.errors import PlanFileError
+from bet_torchrec.files.tensors import from_bytes
 from bet_torchrec.planning import plan_io
 from bet_torchrec.planning.budget import Budget
 from bet_torchrec.planning.plan import Bucket, SizePlan, TablePlan
@@ -26,6 +32,12 @@ def test_save_and_load(plan, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["a.plan"]  # no temporary file stays
 
 
+@pytest.mark.parametrize("amount", [2**62, 2**63, 10**30])
+def test_a_budget_without_end_survives(plan, amount):
+    large = SizePlan(plan.tables, Budget.parameters(amount), "es")
+    assert SizePlan.from_bytes(large.to_bytes()) == large
+
+
 def test_saving_again_replaces_the_file(plan, tmp_path):
     path = tmp_path / "a.plan"
     path.write_text("something else")
@@ -39,7 +51,7 @@ def test_a_failed_save_leaves_the_old_file(plan, tmp_path, monkeypatch):
     def full_disk(_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(plan_io.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         SizePlan(plan.tables, plan.budget, "mr").save(path)
     assert SizePlan.load(path) == plan
@@ -94,20 +106,78 @@ def test_a_newer_version_asks_for_an_upgrade(plan, monkeypatch):
         SizePlan.from_bytes(data)
 
 
+def crafted(plan, change):
+    """A plan's file whose header was changed, with a checksum that fits."""
+    header = json.loads(from_bytes(plan.to_bytes()).metadata["header"])
+    order = np.array([2, 0, 1], dtype=np.int32)
+    return plan_io.dump(change(header), {"order.0": order})
+
+
+def changed(**changes):
+    return lambda header: {**header, **changes}
+
+
+def with_table(**changes):
+    return lambda header: {**header, "tables": [{**header["tables"][0], **changes}]}
+
+
 @pytest.mark.parametrize(
-    "change", [{"tables": []}, {"sizer": None, "tables": 3}, {"budget": {"amount": 1}}]
+    ("change", "says"),
+    [
+        (changed(tables=[]), "its arrays should be"),
+        (changed(tables=3), "header.tables should be a list, got 3"),
+        (changed(sizer=None), "header.sizer should be a string, got None"),
+        (changed(seed=2**64), "header.seed should be an int of 64 bits"),
+        (changed(metadata={"a": 1}), r"header.metadata\['a'\] should be a string, got 1"),
+        (changed(budget={"amount": 1}), "header.budget.unit is missing"),
+        (changed(budget={"amount": -1, "unit": "bytes"}), "header.budget: a budget in bytes"),
+        (with_table(rows="x"), r"header.tables\[0\].rows should be an int, got 'x'"),
+        (with_table(rows=3.0), r"header.tables\[0\].rows should be an int, got 3.0"),
+        (with_table(buckets=[[8, 3]]), r"buckets\[0\] should have 3 entries, got 2"),
+        (with_table(buckets=[[8, 2**62, "fp32"]]), "makes no sense.*should hold all 3 rows"),
+        (with_table(ranked=True), "its arrays should be"),
+        (lambda _: [], "header should be an object"),
+    ],
 )
-def test_a_sound_file_of_nonsense_is_no_plan(plan, change):
-    header, arrays = plan_io.parse(plan.to_bytes(), source="x")
-    with pytest.raises(PlanFileError, match="makes no sense"):
-        SizePlan.from_bytes(plan_io.dump({**header, **change}, arrays))
+def test_a_sound_file_of_nonsense_is_no_plan(plan, change, says):
+    with pytest.raises(PlanFileError, match=says):
+        SizePlan.from_bytes(crafted(plan, change))
 
 
 def test_a_plan_over_its_budget_in_a_file_is_refused(plan):
-    header, arrays = plan_io.parse(plan.to_bytes(), source="x")
-    header["budget"]["amount"] = 11
+    less = changed(budget={**vars(plan.budget), "amount": 11})
     with pytest.raises(PlanFileError, match="at most 11"):
-        SizePlan.from_bytes(plan_io.dump(header, arrays))
+        SizePlan.from_bytes(crafted(plan, less))
+
+
+def test_endless_nesting_is_told(plan, tmp_path):
+    data = rewritten(plan.save(tmp_path / "a"), tmp_path / "b", {"header": "[" * 100_000})
+    with pytest.raises(PlanFileError, match="nested"):
+        SizePlan.load(data)
+    data.write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000)
+    with pytest.raises(PlanFileError, match="nested"):
+        SizePlan.load(data)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_only_our_error_comes_out_of_a_crafted_header(data):
+    table = TablePlan("t", 3, 8, (Bucket(8, 1), Bucket(2, 2)), np.array([2, 0, 1]))
+    plan = SizePlan((table,), Budget.parameters(12), "es", 0, {"note": "n"})
+    with contextlib.suppress(PlanFileError):
+        again = SizePlan.from_bytes(crafted(plan, lambda header: mutated(data.draw, header)))
+        again.fingerprint()
+        again.summary()
+        assert SizePlan.from_bytes(again.to_bytes()) == again
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=300), st.integers(0, 200))
+def test_only_our_error_comes_out_of_noise(noise, length):
+    header = length.to_bytes(8, "little") + noise
+    for data in (noise, header, (8).to_bytes(8, "little") + b"{}      " + noise):
+        with pytest.raises(PlanFileError):
+            SizePlan.from_bytes(data)
 
 
 def test_a_missing_file_says_so(tmp_path):

@@ -12,7 +12,7 @@ from bet_torchrec.planning.sizers.bet import FullBatch
 
 TABLES = [TableSpec("user", 4, 16), TableSpec("item", 3, 8)]
 COUNTS = {"user": np.array([4, 3, 2, 1]), "item": [1, 2, 3]}
-ES = BudgetPlanner(budget=Budget.parameters(44), sizer=EqualSizes())
+ES = BudgetPlanner(budget=Budget.parameters(44), sizer=EqualSizes(), widths=(4, 8, 16))
 
 
 def test_plan_by_hand():
@@ -125,11 +125,11 @@ def test_a_wrong_evaluate_or_resume_is_refused(tmp_path):
 
 
 def test_an_impossible_budget_names_the_smallest():
-    planner = BudgetPlanner(budget=Budget.parameters(27), sizer=EqualSizes())
+    planner = BudgetPlanner(budget=Budget.parameters(27), sizer=EqualSizes(), widths=(4, 8))
     with pytest.raises(InfeasibleBudgetError, match="28 parameters") as caught:
         planner.plan(TABLES, COUNTS)
     assert caught.value.smallest == 28
-    smallest = BudgetPlanner(budget=Budget.parameters(28), sizer=EqualSizes())
+    smallest = BudgetPlanner(budget=Budget.parameters(28), sizer=EqualSizes(), widths=(4, 8))
     assert smallest.plan(TABLES, COUNTS).used == 1
 
 
@@ -143,3 +143,46 @@ def test_a_users_own_sizer_is_checked():
         planner.plan(TABLES, COUNTS)
     same = BudgetPlanner(budget=other.budget, sizer=lambda problem: other)
     assert same.plan(TABLES, COUNTS) == other
+
+
+@pytest.mark.parametrize("amount", [2**63 - 1, 2**63, 10**30])
+def test_a_budget_beyond_64_bits_gives_full_tables(amount):
+    for budget in (
+        Budget.parameters(amount),
+        Budget.bytes(amount, purpose="inference", dtype=("fp32", "int8")),
+    ):
+        for sizer in (EqualSizes(), BET(iterations=2, candidates=3, finalists=0)):
+            planner = BudgetPlanner(budget=budget, sizer=sizer, widths=(4, 8, 16))
+            plan = planner.plan(TABLES, COUNTS, lambda plan: 1.0, progress=False)
+            assert [t.widths for t in plan.tables] == [(16,), (8,)]
+
+
+def test_tables_beyond_64_bits_are_refused():
+    tables = [TableSpec("huge", 2**31 - 1, 2**31 - 1)]
+    counts = {"huge": RowCounts.from_distinct([1], [2**31 - 1])}
+    planner = BudgetPlanner(
+        budget=Budget.parameters(10**9), sizer=EqualSizes(), widths=(0, 2**31 - 1)
+    )
+    with pytest.raises(InvalidInputError, match="beyond what costs are counted in"):
+        planner.plan(tables, counts)
+
+
+def test_raw_ids_and_a_tiny_budget_are_no_plan_that_keeps_nothing():
+    """Maps of 4 bytes an id had eaten all of it, without a word."""
+    tables = [TableSpec("user", 5000, 16), TableSpec("item", 3000, 16)]
+    rng = np.random.default_rng(0)
+    counts = {t.name: rng.permutation(t.num_embeddings) for t in tables}
+    budget = Budget.bytes(400, purpose="inference", dtype="int8", alignment=1)
+    planner = BudgetPlanner(budget=budget, sizer=EqualSizes(), widths=(0, 4, 8, 16))
+    with pytest.raises(
+        InfeasibleBudgetError, match="keeps nothing.*\n.*\n.*\n.*relabel ids by rank"
+    ):
+        planner.plan(tables, counts)
+    ranked = {name: np.sort(c)[::-1] for name, c in counts.items()}
+    assert planner.plan(tables, ranked).parameters() > 0
+    larger = BudgetPlanner(
+        budget=Budget.bytes(40_000, purpose="inference", dtype="int8", alignment=1),
+        sizer=EqualSizes(),
+        widths=(0, 4, 8, 16),
+    ).plan(tables, counts)
+    assert larger.parameters() > 9000

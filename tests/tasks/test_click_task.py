@@ -22,7 +22,7 @@ from bet_torchrec.tasks import ClickTask, clicks
 from bet_torchrec.training import SizedEmbedding, TensorTables, TrainSettings, fit
 
 SETTINGS = TrainSettings(
-    lr=0.02, lr_decay=1.0, init_std=0.1, max_epochs=15, validate_every=None, patience=3
+    lr=0.02, lr_decay=1.0, init_std=0.1, max_epochs=10, validate_every=None, patience=3
 )
 
 

@@ -112,7 +112,7 @@ def on_group(
         tables,
         env=ShardingEnv.from_process_group(pg),
         device=torch.device("cpu"),
-        plan=plan if fused else with_dense_kernels(plan),
+        plan=plan if fused else with_dense_kernels(plan, tables),
         sharders=sharders,
     )
     return backbone, draw(tables)

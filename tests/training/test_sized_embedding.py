@@ -194,3 +194,16 @@ def test_bad_arguments():
         module.full_tables(4)
     with pytest.raises(InvalidInputError, match="common width"):
         TensorTables({"a": F.one_hot(torch.tensor([0, 1])).float(), "b": torch.ones(1, 3)})
+
+
+def test_names_may_have_dots():
+    sizes = {"ads.user": np.array([2, 0, 3]), "ads.item": np.array([0, 0])}
+    made = SizedEmbedding(sizes).draw(0.1, torch.Generator().manual_seed(0))
+    full = {"ads.user": torch.arange(9.0).view(3, 3), "ads.item": torch.ones(2, 3)}
+    made.load_prefix(full)
+    expected = torch.tensor([[0.0, 1, 0], [0, 0, 0], [6, 7, 8]])
+    assert torch.equal(made.table("ads.user"), expected)
+    assert torch.equal(made.lookup("ads.item", torch.tensor([1, 0])), torch.zeros(2, 3))
+    other = SizedEmbedding(sizes)
+    other.load_state_dict(made.state_dict())
+    assert torch.equal(other.full_tables()["ads.user"], expected)

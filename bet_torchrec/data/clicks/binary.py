@@ -140,7 +140,6 @@ def _mapped(path: Path) -> NDArray[Any]:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataNotFoundError(f"expected a file {path}, found none") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path} should be an npy file of a plain array: {str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:  # numpy's parser of headers has errors of many kinds
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{path} should be an npy file of a plain array: {why}") from error

@@ -11,13 +11,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...strict import StrictError, parse, typed
 from ..arrays import read_arrays, write_arrays
 from ..errors import DataError, DataNotFoundError
 from .fields import Field
@@ -30,6 +31,44 @@ HEADER = "header.json"
 _VERSION = 1
 _LOG, _SPLIT = "bet_torchrec click log", "bet_torchrec click split"
 
+H = TypeVar("H")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayHeader:
+    """One .npy file."""
+
+    dtype: Literal["<f4", "<i4", "<i8"]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogHeader:
+    """What a log's header says. vocabularies: the positions of fields that have one."""
+
+    name: str
+    notes: tuple[str, ...]
+    examples: int
+    fields: tuple[Field, ...]
+    dense_names: tuple[str, ...]
+    vocabularies: tuple[int, ...]
+    arrays: Mapping[str, ArrayHeader]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not all(0 <= i < len(self.fields) for i in self.vocabularies):
+            raise ValueError(f"vocabularies should be of fields, got {self.vocabularies}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitHeader:
+    """What a split's header says. ranked: there are ranks."""
+
+    name: str
+    how: str
+    seed: int | None
+    ranked: bool
+
 
 def save_log(log: ClickLog, folder: Path) -> Path:
     """Write a log, block by block, with only its own examples and rows as they are named now."""
@@ -38,18 +77,22 @@ def save_log(log: ClickLog, folder: Path) -> Path:
 
 def load_log(folder: Path, *, verify: bool) -> ClickLog:
     """A log over maps of a folder's files."""
-    header = _read_header(folder, _LOG)
+    header = _read_header(folder, _LOG, LogHeader)
     try:
-        fields = tuple(Field(**field) for field in header["fields"])
+        fields = header.fields
+        places = [i for i, field in enumerate(fields) if field.multi_hot]
+        # By our names alone: a header never says which file is opened.
+        known = ["labels", "ids", "dense", "timestamps"]
+        known += [f"bag_{i}_{what}" for i in places for what in ("values", "offsets")]
         maps = {
-            name: _mapped(folder, name, array, header["examples"])
-            for name, array in header["arrays"].items()
+            name: _mapped(folder, name, header.arrays[name], header.examples)
+            for name in known
+            if name not in ("dense", "timestamps") or name in header.arrays
         }
-        bags = {}
-        for i, field in enumerate(fields):
-            if field.multi_hot:
-                bags[field.name] = Bag(maps[f"bag_{i}_values"], maps[f"bag_{i}_offsets"])
-        names = {fields[i].name: f"vocabulary_{i}.npz" for i in header["vocabularies"]}
+        bags = {
+            fields[i].name: Bag(maps[f"bag_{i}_values"], maps[f"bag_{i}_offsets"]) for i in places
+        }
+        names = {fields[i].name: f"vocabulary_{i}.npz" for i in header.vocabularies}
         store = Store(
             labels=maps["labels"],
             ids=maps["ids"],
@@ -61,18 +104,17 @@ def load_log(folder: Path, *, verify: bool) -> ClickLog:
             fields=fields,
             store=store,
             rows=slice(0, len(store)),
-            dense_names=tuple(header["dense_names"]),
+            dense_names=header.dense_names,
             vocabularies={name: Vocabulary.load(folder / file) for name, file in names.items()},
-            name=str(header["name"]),
-            notes=tuple(header["notes"]),
+            name=header.name,
+            notes=header.notes,
         )
-        fingerprint = header["fingerprint"]
-    except (KeyError, TypeError, IndexError) as error:
+    except KeyError as error:
         raise DataError(f"{folder} is damaged: {type(error).__name__} {error}") from error
-    if verify and log.fingerprint() != fingerprint:
+    if verify and log.fingerprint() != header.fingerprint:
         raise DataError(
             f"{folder} is damaged: its arrays have the fingerprint {log.fingerprint()}, its header "
-            f"says {fingerprint}; make it again"
+            f"says {header.fingerprint}; make it again"
         )
     return log
 
@@ -96,19 +138,22 @@ def save_split(split: ClickSplit, folder: Path) -> Path:
 
 def load_split(folder: Path, *, verify: bool) -> ClickSplit:
     """A split over maps of a folder's files."""
-    header = _read_header(folder, _SPLIT)
+    header = _read_header(folder, _SPLIT, SplitHeader)
     train, validation, test = (load_log(folder / part, verify=verify) for part in PARTS)
     ranks = None
-    if header["ranked"]:
+    if header.ranked:
         arrays = read_arrays(folder / "ranks.npz")
-        ranks = {field.name: arrays[f"field_{i}"] for i, field in enumerate(train.fields)}
+        wanted = {f"field_{i}": field.name for i, field in enumerate(train.fields)}
+        if set(arrays) != set(wanted):
+            raise DataError(f"{folder} is damaged: its ranks are {sorted(arrays)}; make it again")
+        ranks = {name: arrays[place] for place, name in wanted.items()}
     return ClickSplit(
         train=train,
         validation=validation,
         test=test,
-        name=header["name"],
-        how=header["how"],
-        seed=header["seed"],
+        name=header.name,
+        how=header.how,
+        seed=header.seed,
         ranks=ranks,
     )
 
@@ -174,19 +219,20 @@ def _bag_totals(log: ClickLog) -> dict[str, int]:
     return totals
 
 
-def _mapped(folder: Path, name: str, wanted: Mapping[str, Any], examples: int) -> NDArray[Any]:
+def _mapped(folder: Path, name: str, wanted: ArrayHeader, examples: int) -> NDArray[Any]:
     """One array of a folder, checked against the header."""
     path = folder / f"{name}.npy"
-    dtype, shape = np.dtype(wanted["dtype"]), tuple(wanted["shape"])
+    dtype, shape = np.dtype(wanted.dtype), wanted.shape
     try:
         # A file can't be mapped where it holds nothing.
         empty = 0 in shape
         array = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataNotFoundError(f"{folder} should have {path.name}, and has not") from error
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy's parser of headers has errors of many kinds
         raise DataError(
-            f"{path} is damaged: {str(error).splitlines()[0]}; it may be truncated, make it again"
+            f"{path} is damaged: {(str(error).splitlines() or ['?'])[0]}; it may be truncated, "
+            "make it again"
         ) from error
     if array.dtype != dtype or array.shape != shape:
         raise DataError(
@@ -228,27 +274,28 @@ def _write_header(place: Path, kind: str, content: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _read_header(folder: Path, kind: str) -> dict[str, Any]:
+def _read_header(folder: Path, kind: str, declared: type[H]) -> H:
     path = folder / HEADER
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-        found = header.pop("sha256")
+        header = parse(path.read_bytes(), dict[str, Any], "it")
+        found = header.pop("sha256", None)
+        if header.get("kind") != kind:
+            raise DataError(f"{path} should be of a {kind}, got {header.get('kind')!r}")
+        if header.get("version") != _VERSION:
+            raise DataError(
+                f"{path} has format version {header.get('version')!r}, this reads up to "
+                f"{_VERSION}; upgrade bet_torchrec"
+            )
+        if found != _digest(header):
+            raise DataError(f"{path} is damaged: its content does not match its checksum")
+        told = {key: value for key, value in header.items() if key not in ("kind", "version")}
+        return typed(told, declared, "header")
     except FileNotFoundError as error:
         raise DataNotFoundError(
             f"{folder} should be a folder that save wrote, with a {HEADER}; there is none"
         ) from error
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, StrictError) as error:
         raise DataError(f"{path} is damaged: {error}; make it again") from error
-    if header.get("kind") != kind:
-        raise DataError(f"{path} should be of a {kind}, got {header.get('kind')!r}")
-    if header.get("version", 0) > _VERSION:
-        raise DataError(
-            f"{path} has format version {header['version']}, this reads up to {_VERSION}; upgrade "
-            "bet_torchrec"
-        )
-    if found != _digest(header):
-        raise DataError(f"{path} is damaged: its content does not match its checksum")
-    return header
 
 
 def _digest(header: Mapping[str, Any]) -> str:

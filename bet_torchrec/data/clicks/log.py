@@ -6,12 +6,11 @@ examples of a store and may rename their rows; splits, relabelling and trimming 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,12 +19,13 @@ from ..errors import DataError
 from .batch import ClickBatch
 from .check import checked_store
 from .fields import Field, check_names
+from .passes import count_rows, digest
 from .store import Bag, Rows, Store, joined
 
 if TYPE_CHECKING:
     from .vocabulary import Vocabulary
 
-BLOCK = 1 << 16  # examples read at a time
+BLOCK = 1 << 14  # examples read at a time
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -201,13 +201,7 @@ class ClickLog:
 
     def counts(self) -> dict[str, NDArray[np.int64]]:
         """{field: int64 (rows,), how often each row occurs}, in one pass over blocks."""
-        counts = {field.name: np.zeros(field.rows, dtype=np.int64) for field in self.fields}
-        for block in self.blocks():
-            columns = dict(zip(self.single, block.ids.T, strict=True))
-            columns |= {name: bag.values for name, bag in block.bags.items()}
-            for name, ids in columns.items():
-                _count(counts[name], ids)
-        return counts
+        return count_rows(self)
 
     def relabelled(
         self,
@@ -236,24 +230,11 @@ class ClickLog:
 
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 of fields, ids, labels and dense values, in their order."""
-        return self._digest
+        return self._fingerprint
 
     @cached_property
-    def _digest(self) -> str:
-        bags = [f"{what} of {name}" for name in self.multi for what in ("lengths", "values")]
-        parts = {name: hashlib.sha256() for name in ("labels", "ids", "dense", *bags)}
-        for block in self.blocks():
-            parts["labels"].update(_bytes(block.labels, "<f4"))
-            parts["ids"].update(_bytes(block.ids, "<i4"))
-            if block.dense is not None:
-                parts["dense"].update(_bytes(block.dense, "<f4"))
-            for name, bag in block.bags.items():
-                parts[f"lengths of {name}"].update(_bytes(np.diff(bag.offsets), "<i8"))
-                parts[f"values of {name}"].update(_bytes(bag.values, "<i4"))
-        whole = hashlib.sha256(repr(self.fields).encode())
-        for name, digest in parts.items():
-            whole.update(name.encode() + digest.digest())
-        return whole.hexdigest()[:16]
+    def _fingerprint(self) -> str:
+        return digest(self)
 
     def save(self, folder: str | Path) -> Path:
         """Write a folder of plain .npy files and a header; see ``load``."""
@@ -311,15 +292,3 @@ class ClickLog:
             if name in self.maps:
                 bags[name] = Bag(self.maps[name][bags[name].values], bags[name].offsets)
         return replace(part, ids=ids, bags=bags)
-
-
-def _count(counts: NDArray[np.int64], ids: NDArray[np.int32]) -> None:
-    # bincount is the faster, but it makes an array of all rows each time.
-    if len(counts) <= 4 * len(ids):
-        counts += np.bincount(ids, minlength=len(counts))
-    else:
-        np.add.at(counts, ids, 1)
-
-
-def _bytes(array: NDArray[Any], dtype: str) -> bytes:
-    return array.astype(dtype, copy=False).tobytes()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from ...errors import InvalidInputError
+from ...files import holding
+from ...strict import parse
 from ...team import group_or_default, team
-from ..optimizer_state import Optimizers, OptimizerStates
+from ..optimizer_state import Held, Optimizers, OptimizerStates, Role
+from ..parts import Part
 from . import storage
-from .index import Checkpoint, Opened, commit, discard, open_checkpoint
-from .manifest import Manifest, check, collections, manifest, merged, tensors
-from .storage import Chunks, DamagedCheckpointError
+from .index import Body, Checkpoint, Opened, commit, discard, open_checkpoint
+from .manifest import (
+    Manifest,
+    TensorFacts,
+    check,
+    collections,
+    manifest,
+    merged,
+    state_key,
+    tensors,
+    weights_key,
+)
+from .storage import Chunks
+from .stored import DamagedCheckpointError
 
 
 def save_checkpoint(
@@ -36,7 +52,8 @@ def save_checkpoint(
 ) -> None:
     """Write a model's weights and its optimizers' state, complete or not at all.
 
-    A collective call of all ranks on a folder that they share; in one process, nothing special.
+    A collective call of all ranks on a local folder that they share; in one process, nothing
+    special.
     A checkpoint that is there already is replaced once the new one is complete.
 
     Args:
@@ -48,32 +65,39 @@ def save_checkpoint(
         process_group: that the model is spread over; all processes unless given.
 
     Raises:
-        InvalidInputError: state that is no tensor. CollectiveError: another rank failed.
+        InvalidInputError: state that is no tensor, or a remote path. StrictError: facts that are
+            nested too deeply. FolderInUseError: another process saves there now.
+        CollectiveError: another rank failed.
         OSError, torch.distributed.checkpoint.CheckpointException: writing failed.
     """
     pg = group_or_default(process_group)
-    ranks, folder = team(pg), Path(path)
+    ranks, folder = team(pg), _local(path)
     data = ranks.broadcast(f"data-{uuid.uuid4().hex}")
     root = _unwrapped(model)
+    with ExitStack() as held:
 
-    def prepare() -> tuple[str, OptimizerStates, Manifest]:
-        # Text first: facts that JSON does not take should not cost a written checkpoint.
-        states = OptimizerStates(root, optimizer)
-        return json.dumps(dict(facts or {})), states, manifest(root, states)
+        def prepare() -> tuple[dict[str, Any], OptimizerStates, Manifest]:
+            if (
+                ranks.rank == 0
+            ):  # for all of them: two saves at once would remove each other's files
+                held.enter_context(holding(folder))
+            # Facts first: some that JSON does not take should not cost a written checkpoint.
+            told = parse(json.dumps(dict(facts or {})), dict[str, Any], "facts")
+            states = OptimizerStates(root, optimizer)
+            return told, states, manifest(root, states)
 
-    text, states, own = ranks.together("describing the model", prepare)
-    whole = merged(ranks.gather(own))
-    try:
-        storage.write(_chunks(root, states, whole, singles={}), folder / data, pg)
-        sums = ranks.gather(storage.checksums(folder / data, f"__{ranks.rank}_*"))
-        files = {name: value for one in sums for name, value in one.items()}
-        body = {"data": data, "files": files, **whole.to_json(), "facts": json.loads(text)}
-        plans = [module.plan for module in collections(root).values()]
-        ranks.first("writing", lambda: commit(folder, plans, body))
-    except BaseException:
-        if ranks.rank == 0:
-            discard(folder, data)
-        raise
+        told, states, own = ranks.together("describing the model", prepare)
+        whole = merged(ranks.gather(own))
+        try:
+            chunks = _chunks(root, states, whole, singles={})
+            stored, files = storage.write(chunks, folder / data, pg)
+            body = Body(data=data, files=files, stored=stored, manifest=whole, facts=told)
+            plans = [module.plan for module in collections(root).values()]
+            ranks.first("writing", lambda: commit(folder, plans, body))
+        except BaseException:
+            if ranks.rank == 0:
+                discard(folder, data)
+            raise
 
 
 def load_checkpoint(
@@ -105,7 +129,7 @@ def load_checkpoint(
     ranks, root = team(pg), _unwrapped(model)
 
     def prepare() -> tuple[Opened, OptimizerStates, Manifest]:
-        opened = open_checkpoint(Path(path))
+        opened = open_checkpoint(_local(path))
         states = OptimizerStates(root, optimizer)
         return opened, states, manifest(root, states)
 
@@ -114,8 +138,14 @@ def load_checkpoint(
     plans = {name: module.plan for name, module in collections(root).items()}
     whole = merged(ranks.gather(own))  # so that every rank finds the same mismatch
     check(saved.manifest, saved.plans, whole, plans, optimizer_state=optimizer_state)
-    share = dict(sorted(opened.files.items())[ranks.rank :: ranks.size])
-    ranks.together("reading", lambda: storage.check_files(opened.folder, share))
+    files = sorted(opened.body.files.items())[ranks.rank :: ranks.size]
+
+    def check_files() -> None:
+        for name, sha256 in files:
+            storage.check_file(opened.folder, name, sha256, opened.body.stored)
+
+    ranks.together("checking the files", check_files)
+    # From here on nothing is wrong any more but the disk.
     states.forget_caches()
     singles: dict[str, Tensor] = {}
     if optimizer_state:
@@ -123,8 +153,8 @@ def load_checkpoint(
     wanted = saved.manifest if optimizer_state else Manifest({}, {})
     chunks = _chunks(root, states, wanted, singles, loading=True)
     try:
-        storage.read(chunks, opened.folder, opened.metadata, pg)
-    except (CheckpointException, RuntimeError, ValueError) as error:
+        storage.read(chunks, opened.folder, opened.body.stored, pg)
+    except (CheckpointException, OSError, RuntimeError, ValueError) as error:
         raise DamagedCheckpointError(
             f"{path} could not be read, the model is loaded in part: take an older checkpoint "
             f"({error})"
@@ -139,7 +169,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FileNotFoundError: no checkpoint there. DamagedCheckpointError: not all of one.
     """
-    return open_checkpoint(Path(path)).checkpoint
+    return open_checkpoint(_local(path)).checkpoint
+
+
+def _local(path: str | Path) -> Path:
+    if "://" in str(path):
+        raise InvalidInputError(
+            f"path should be a folder, local or mounted, that all ranks share, got {str(path)!r}: "
+            "copy the folder to and from there once it is complete"
+        )
+    return Path(path)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -163,33 +202,44 @@ def _chunks(
     found = {}
     for name, value, parts in tensors(root):
         shape = tuple(value.size())
-        at = {(p.row, p.column) if len(shape) == 2 else (0,) * len(shape): p for p in parts}
-        found[f"model.{name}"] = Chunks(shape, {place: p.values for place, p in at.items()})
+        at = {
+            (p.row, p.column) if len(shape) == 2 else (0,) * len(shape): p
+            for p in parts
+            if p.values.numel()
+        }
+        found[weights_key(name)] = Chunks(shape, {place: p.values for place, p in at.items()})
         if (facts := wanted.tensors.get(name)) is None:
             continue
         for state, role in facts.roles.items():
-            key = _state_key(name, state)
-            size = {"entry": shape, "row": (shape[0], len(facts.columns)), "single": (1,)}[role]
+            key = state_key(name, state)
             views: dict[tuple[int, ...], Tensor] = {}
             for place, part in at.items():
-                held = states.of(part.values)
-                if role == "single" and held is not None and loading:
-                    views[(0,)] = singles.setdefault(key, torch.zeros(1))
-                elif held is None or state not in held.state:
-                    continue
-                elif role == "single":
-                    views[(0,)] = held.state[state].detach().view(1)
-                elif role == "entry":
-                    views[place] = held.view(state, part.values)
-                else:
-                    cut = facts.columns.index((part.column, part.values.shape[1]))
-                    views[part.row, cut] = held.view(state, part.values)[:, None]
-            found[key] = Chunks(size, views)
+                held, where = states.of(part.values), _place(place, part, role, facts)
+                if loading and role == "single" and held is not None:
+                    views[where] = singles.setdefault(key, torch.zeros(1, dtype=torch.float64))
+                elif held is not None and state in held.state:
+                    views[where] = _state(held, state, part, role)
+                elif not loading and role != "single" and not part.replicated:
+                    # An optimizer that made no step on this rank: written, so that none has holes.
+                    shape = part.values.shape if role == "entry" else (len(part.values), 1)
+                    views[where] = torch.zeros(shape)
+            found[key] = Chunks(facts.state_shape(role), views)
     return found
 
 
-def _state_key(name: str, state: str) -> str:
-    return f"optimizer.{name}.{state}"
+def _place(place: tuple[int, ...], part: Part, role: Role, facts: TensorFacts) -> tuple[int, ...]:
+    """Where a part's state begins in the whole one. place: where the part does."""
+    if role == "row":
+        return part.row, facts.columns.index((part.column, part.values.shape[1]))
+    return (0,) if role == "single" else place
+
+
+def _state(held: Held, state: str, part: Part, role: Role) -> Tensor:
+    """A part's state, in place."""
+    if role == "single":
+        return held.state[state].detach().view(1)
+    view = held.view(state, part.values)
+    return view[:, None] if role == "row" else view
 
 
 def _prepare_states(root: nn.Module, states: OptimizerStates, saved: Manifest) -> None:
@@ -206,5 +256,5 @@ def _set_singles(root: nn.Module, states: OptimizerStates, singles: Mapping[str,
             if held is None:
                 continue
             for state in held.roles():
-                if (key := _state_key(name, state)) in singles:
+                if (key := state_key(name, state)) in singles:
                     held.set_single(state, singles[key])

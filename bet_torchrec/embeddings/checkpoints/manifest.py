@@ -5,18 +5,15 @@ two of them fit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from ...errors import BetError, InvalidInputError
 from ...planning.plan import SizePlan
 from ...planning.table_plan import TablePlan
-from ..module import BudgetedEmbeddingBagCollection
 from ..optimizer_state import OptimizerStates, Role
-from ..parts import Part, parts_of
-from ..sharding.sharder import ShardedBudgetedEmbeddingBagCollection
+from ..parts import Collection, Part, parts_of
 
 
 class CheckpointMismatchError(BetError, ValueError):
@@ -37,13 +34,23 @@ class CollectionFacts:
 class TensorFacts:
     """One tensor of the model, sharded or not.
 
-    rule: of its optimizer, None without. roles: its states. columns: (first, width) of its shards.
+    dtype: torch's, like "float32". rule: of its optimizer, None without. roles: its states.
+    columns: (first, width) of its shards.
     """
 
     shape: tuple[int, ...]
+    dtype: str
     rule: str | None = None
     roles: Mapping[str, Role] = field(default_factory=dict)
     columns: tuple[tuple[int, int], ...] = ()
+
+    def state_shape(self, role: Role) -> tuple[int, ...]:
+        """Of a state, in all: row-wise ones have a column a shard."""
+        if role == "row" and len(self.shape) != 2:
+            raise ValueError(f"a tensor of shape {self.shape} has no state a row")
+        return {"entry": self.shape, "row": (*self.shape[:1], len(self.columns)), "single": (1,)}[
+            role
+        ]
 
 
 @dataclass(frozen=True)
@@ -53,40 +60,33 @@ class Manifest:
     collections: Mapping[str, CollectionFacts]
     tensors: Mapping[str, TensorFacts]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor that is stored, weights and states, by ``weights_key`` and ``state_key``.
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
-        """Raises KeyError, TypeError or ValueError if it makes no sense."""
-        return cls(
-            {
-                path: CollectionFacts(
-                    str(c["plan"]),
-                    str(c["layout"]),
-                    str(c["row_order"]),
-                    {table: tuple(strides) for table, strides in c["strides"].items()},
-                )
-                for path, c in data["collections"].items()
-            },
-            {
-                name: TensorFacts(
-                    tuple(t["shape"]),
-                    t["rule"],
-                    dict(t["roles"]),
-                    tuple((int(first), int(width)) for first, width in t["columns"]),
-                )
-                for name, t in data["tensors"].items()
-            },
-        )
+        Raises:
+            ValueError: states that the tensors cannot have.
+        """
+        found = {}
+        for name, facts in self.tensors.items():
+            found[weights_key(name)] = facts.shape
+            for state, role in facts.roles.items():
+                found[state_key(name, state)] = facts.state_shape(role)
+        return found
 
 
-def collections(
-    root: nn.Module,
-) -> dict[str, BudgetedEmbeddingBagCollection | ShardedBudgetedEmbeddingBagCollection]:
+def weights_key(name: str) -> str:
+    """What a checkpoint calls a tensor of the model."""
+    return f"model.{name}"
+
+
+def state_key(name: str, state: str) -> str:
+    """What a checkpoint calls an optimizer's state of a tensor."""
+    return f"optimizer.{name}.{state}"
+
+
+def collections(root: nn.Module) -> dict[str, Collection]:
     """The budgeted collections inside a module, by path."""
-    kinds = (BudgetedEmbeddingBagCollection, ShardedBudgetedEmbeddingBagCollection)
-    return {path: part for path, part in root.named_modules() if isinstance(part, kinds)}
+    return {path: part for path, part in root.named_modules() if isinstance(part, Collection)}
 
 
 def tensors(root: nn.Module) -> Iterator[tuple[str, Tensor, list[Part]]]:
@@ -107,6 +107,7 @@ def manifest(root: nn.Module, states: OptimizerStates) -> Manifest:
         shape = tuple(value.size())  # ShardedTensor.shape warns
         found[name] = TensorFacts(
             shape=shape,
+            dtype=str(value.dtype).removeprefix("torch."),
             rule=held[0].rule if held else None,
             roles=held[0].roles() if held else {},
             columns=_cuts(parts) if len(shape) == 2 else (),
@@ -130,6 +131,7 @@ def merged(parts: Sequence[Manifest]) -> Manifest:
         everyone = [part.tensors[name] for part in parts if name in part.tensors]
         together[name] = TensorFacts(
             shape=facts.shape,
+            dtype=facts.dtype,
             rule=next((one.rule for one in everyone if one.rule), None),
             roles={state: role for one in everyone for state, role in one.roles.items()},
             columns=tuple(sorted({cut for one in everyone for cut in one.columns})),
@@ -158,6 +160,11 @@ def check(
         if theirs.shape != tensor.shape:
             raise CheckpointMismatchError(
                 f"{name!r}: the checkpoint has shape {theirs.shape}, the model {tensor.shape}"
+            )
+        if theirs.dtype != tensor.dtype and not all("float" in t.dtype for t in (theirs, tensor)):
+            raise CheckpointMismatchError(
+                f"{name!r}: the checkpoint has {theirs.dtype}, the model {tensor.dtype}, which "
+                "holds other numbers"
             )
         if optimizer_state:
             _check_optimizer(name, theirs, tensor)

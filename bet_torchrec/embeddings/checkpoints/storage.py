@@ -1,16 +1,13 @@
-"""Reading and writing through torch.distributed.checkpoint, without running what a file says.
+"""A checkpoint's tensors through torch.distributed.checkpoint, in files of our own.
 
-DCP keeps its metadata in a pickle and reads other objects by pickle too. Here unpickling makes
-DCP's own plain classes and nothing else, and whatever is not a tensor is refused.
+DCP plans who writes and who reads what, over any sharding. Its own files are pickles; here a rank
+writes one tensor file, and what DCP calls metadata is plain numbers in the checkpoint's index
+(``StoredTensor``). Nothing that is read is unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import pickle
 import warnings
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,49 +18,37 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
     TensorProperties,
+    TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    SavePlan,
+    SavePlanner,
     TensorWriteData,
     WriteItem,
     WriteItemType,
 )
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
-from ...errors import BetError
+from ...files.tensors import CHECKSUM, ITEMSIZE, TensorFileError, open_file, write_file
+from ...files.torch_tensors import entry, read_tensor
+from .stored import DamagedCheckpointError, Piece, StoredTensor
 
-METADATA = ".metadata"
-
-_DCP = "torch.distributed.checkpoint."
-_HARMLESS = {
-    f"{_DCP}metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    f"{_DCP}filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size"} | {n for n in dir(torch) if isinstance(getattr(torch, n), torch.dtype)},
-    "pathlib": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
-}
-
-
-class DamagedCheckpointError(BetError, ValueError):
-    """Not all of a checkpoint is there, or what is there is none, or not a trustworthy one."""
+_METADATA = {"format": "bet_torchrec.shard"}
 
 
 @dataclass(frozen=True)
 class Chunks:
     """What this rank holds of one tensor, for DCP.
 
-    shape: of the whole. pieces: {where a piece begins in it: the piece}.
+    shape: of the whole. pieces: {where a piece begins in it: the piece}, none of them empty.
     """
 
     shape: tuple[int, ...]
@@ -98,107 +83,138 @@ class Chunks:
         ]
 
 
-def write(chunks: Mapping[str, Chunks], folder: Path, pg: dist.ProcessGroup | None) -> None:
-    """Write all ranks' chunks to a folder that they share; ranks that hold the same share work."""
+def write(
+    chunks: Mapping[str, Chunks], folder: Path, pg: dist.ProcessGroup | None
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Write all ranks' chunks to a folder that they share; ranks that hold the same share work.
+
+    Returns:
+        On every rank: all tensors, and all files with their checksums.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that this is a single process, if it is
-        dcp.save(
+        metadata = dcp.save(
             dict(chunks),
-            storage_writer=dcp.FileSystemWriter(folder),
+            storage_writer=_Writer(folder),
             planner=_SavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             process_group=pg,
             no_dist=pg is None,
         )
+    written: list[_Written] = metadata.storage_data
+    pieces: dict[str, list[Piece]] = {name: [] for name in chunks}
+    for one in written:
+        pieces[one.tensor].append(one.piece)
+    stored = {name: StoredTensor(chunks[name].shape, tuple(own)) for name, own in pieces.items()}
+    return stored, {one.piece.file: one.checksum for one in written}
 
 
 def read(
-    chunks: Mapping[str, Chunks], folder: Path, metadata: Metadata, pg: dist.ProcessGroup | None
+    chunks: Mapping[str, Chunks],
+    folder: Path,
+    stored: Mapping[str, StoredTensor],
+    pg: dist.ProcessGroup | None,
 ) -> None:
     """Fill this rank's chunks in place, whatever the cut they were written in."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         dcp.load(
             dict(chunks),
-            storage_reader=_Reader(folder, metadata),
+            storage_reader=_Reader(folder, stored),
             planner=_LoadPlanner(),
             process_group=pg,
             no_dist=pg is None,
         )
 
 
-def read_metadata(folder: Path, sha256: str) -> Metadata:
-    """What a folder holds, once it is sure that all of it is there.
-
-    Raises:
-        DamagedCheckpointError: it isn't, or it names anything that is not DCP's.
-    """
+def check_file(folder: Path, name: str, sha256: str, stored: Mapping[str, StoredTensor]) -> None:
+    """Raise DamagedCheckpointError unless a file is the one, and holds what it should."""
+    told = {
+        _entry_name(tensor, piece.offsets): (piece.dtype, piece.sizes)
+        for tensor, whole in stored.items()
+        for piece in whole.pieces
+        if piece.file == name
+    }
     try:
-        data = (folder / METADATA).read_bytes()
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise ValueError("its checksum does not match")
-        metadata = _Unpickler(io.BytesIO(data)).load()
-        _check_whole(folder, metadata)
-    except Exception as error:  # a pickle's bytes can go wrong in any way
+        file = open_file(folder / name)
+        file.verify()
+        if file.metadata[CHECKSUM] != sha256:
+            raise TensorFileError("its checksum is not the one in the checkpoint's index")
+        if told != {name: (one.dtype, one.shape) for name, one in file.tensors.items()}:
+            raise TensorFileError("it holds other tensors than the checkpoint's index says")
+    except (TensorFileError, OSError) as error:
         raise DamagedCheckpointError(
-            f"{folder / METADATA} should describe the tensors beside it, but {error}: take an "
-            "older checkpoint"
+            f"{folder / name} should hold tensors of a checkpoint, but {error}: it was changed "
+            "after it was written, take an older checkpoint"
         ) from error
-    return metadata
 
 
-def checksums(folder: Path, names: str) -> dict[str, int]:
-    """{file: CRC-32} of the files that match; torch.load checks none."""
-    return {path.name: _crc32(path) for path in folder.glob(names)}
+@dataclass(frozen=True)
+class _Written:
+    """What a rank tells the others of one piece that it wrote."""
+
+    tensor: str
+    piece: Piece
+    checksum: str
 
 
-def check_files(folder: Path, expected: Mapping[str, int]) -> None:
-    """Raise DamagedCheckpointError unless files have these checksums."""
-    for name, value in expected.items():
-        if _crc32(folder / name) != value:
-            raise DamagedCheckpointError(
-                f"the checksum of {folder / name} does not match, it was changed after it was "
-                "written: take an older checkpoint"
-            )
+class _Writer(dcp.FileSystemWriter):
+    """One tensor file a rank, and no ``.metadata``."""
 
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        done: Future[list[WriteResult]] = Future()
+        name = f"{plan.storage_data.prefix}0.safetensors"
+        entries = {}
+        for item in plan.items:
+            value = planner.resolve_data(item)
+            assert isinstance(value, Tensor)  # Chunks have nothing else
+            entries[item.index] = entry(_entry_name(item.index.fqn, item.index.offset), value)
+        widest_first = sorted(entries.values(), key=lambda e: -ITEMSIZE[e.dtype])
+        checksum = write_file(Path(self.path) / name, _METADATA, widest_first) if entries else ""
+        results = []
+        for index, one in entries.items():
+            piece = Piece(tuple(index.offset or ()), one.shape, one.dtype, name)
+            results.append(WriteResult(index, one.nbytes, _Written(index.fqn, piece, checksum)))
+        done.set_result(results)
+        return done
 
-def _crc32(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return value
-
-
-def _check_whole(folder: Path, metadata: Any) -> None:
-    if not isinstance(metadata, Metadata):
-        raise ValueError(f"it holds a {type(metadata).__name__}")
-    ends: dict[str, int] = {}
-    for info in metadata.storage_data.values():
-        ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
-    for name, end in ends.items():
-        if Path(name).name != name:
-            raise ValueError(f"it names a file elsewhere, {name!r}")
-        size = (folder / name).stat().st_size
-        if size < end:
-            raise ValueError(f"{name} should have {end} bytes or more, got {size}")
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _HARMLESS.get(module, ()):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not DCP's")
-        return super().find_class(module, name)
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        metadata.storage_data = [one.storage_data for rank in results for one in rank]
 
 
 class _Reader(dcp.FileSystemReader):
-    """Reads tensors only (torch.load with weights_only), by metadata that were checked."""
+    """Reads tensor files by an index that was checked."""
 
-    def __init__(self, folder: Path, metadata: Metadata) -> None:
+    def __init__(self, folder: Path, stored: Mapping[str, StoredTensor]) -> None:
         super().__init__(folder)
-        self._metadata = metadata
+        self._stored = stored
 
-    def read_metadata(self) -> Metadata:
-        return self._metadata
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        found: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+        for name, whole in self._stored.items():
+            chunks = [
+                ChunkStorageMetadata(torch.Size(p.offsets), torch.Size(p.sizes))
+                for p in whole.pieces
+            ]
+            shape = torch.Size(whole.shape)
+            found[name] = TensorStorageMetadata(TensorProperties(), shape, chunks)
+        return Metadata(found, storage_data={})
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        files = {
+            _entry_name(name, piece.offsets): piece.file
+            for name, whole in self._stored.items()
+            for piece in whole.pieces
+        }
+        opened = {name: open_file(Path(self.path) / name) for name in set(files.values())}
+        for item in plan.items:
+            name = _entry_name(item.storage_index.fqn, item.storage_index.offset)
+            whole = read_tensor(opened[files[name]], name)
+            parts = zip(item.storage_offsets, item.lengths, strict=True)
+            wanted = whole[tuple(slice(start, start + n) for start, n in parts)]
+            planner.resolve_tensor(item).copy_(wanted)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
 
 class _SavePlanner(dcp.DefaultSavePlanner):
@@ -224,8 +240,6 @@ class _LoadPlanner(dcp.DefaultLoadPlanner):
         chunks: Chunks = self.state_dict[index.fqn]
         return chunks.at(index)
 
-    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-        raise DamagedCheckpointError(
-            f"{read_item.dest_index.fqn!r} should be a tensor, got an object: not a checkpoint of "
-            "this package"
-        )
+
+def _entry_name(tensor: str, offsets: Any) -> str:
+    return f"{tensor}{list(offsets or ())}"

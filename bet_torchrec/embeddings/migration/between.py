@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, overload
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from ...errors import InvalidInputError
 from ...planning.plan import SizePlan
@@ -20,6 +20,8 @@ from ...team import Team, team
 from ..layout import Layout, RowOrder
 from ..module import BudgetedEmbeddingBagCollection
 from ..optimizer_state import Optimizers, OptimizerStates, Role
+from ..parts import Collection
+from ..sequence.module import BudgetedEmbeddingCollection
 from .rows import TableRows, collection_of, spread_over
 
 Target = TypeVar("Target", bound=nn.Module)
@@ -33,7 +35,7 @@ def migrate(
     layout: Layout | None = None,
     row_order: RowOrder | None = None,
     rest: Literal["initial", "zeros"] = "initial",
-) -> BudgetedEmbeddingBagCollection: ...
+) -> BudgetedEmbeddingBagCollection | BudgetedEmbeddingCollection: ...
 
 
 @overload
@@ -70,11 +72,11 @@ def migrate(
     cuts the columns finer, and the mean by width where it joins them.
 
     Args:
-        source: an EmbeddingBagCollection (full tables) or a BudgetedEmbeddingBagCollection,
+        source: an EmbeddingBagCollection or EmbeddingCollection (full tables) or a budgeted one,
             sharded or not (of a model, the collection inside, like ``model.module.tables``).
         target: another such collection with the same tables, of any plan, in place; or a plan,
-            for a new BudgetedEmbeddingBagCollection from an unsharded source. A call with sharded
-            collections is one of all their ranks.
+            for a new budgeted collection from an unsharded source, pooled or unpooled as that is.
+            A call with sharded collections is one of all their ranks.
         layout, row_order: of the new collection; the source's, or else the defaults.
         optimizer, target_optimizer: torch's, of source and target (fused ones are found by
             themselves). State is carried over where both have it, so give both; a target whose
@@ -185,25 +187,28 @@ class _Move:
 
 
 def _collection(
-    source: nn.Module, plan: SizePlan, layout: Layout | None, row_order: RowOrder | None
-) -> BudgetedEmbeddingBagCollection:
+    source: Any, plan: SizePlan, layout: Layout | None, row_order: RowOrder | None
+) -> BudgetedEmbeddingBagCollection | BudgetedEmbeddingCollection:
     collection_of(source)  # to say first if it is none
-    if not isinstance(source, BudgetedEmbeddingBagCollection | EmbeddingBagCollection):
+    pooled = isinstance(source, BudgetedEmbeddingBagCollection | EmbeddingBagCollection)
+    if not pooled and not isinstance(source, BudgetedEmbeddingCollection | EmbeddingCollection):
         raise InvalidInputError(
             "a plan as target makes an unsharded collection from an unsharded one, got "
             f"{type(source).__name__}: build and shard a collection of the new plan, and give that"
         )
     weight: Tensor = next(source.parameters(), torch.empty(0))
-    if isinstance(source, BudgetedEmbeddingBagCollection):
+    if isinstance(source, Collection):
         layout, row_order = layout or source.layout, row_order or source.row_order
-    return BudgetedEmbeddingBagCollection(
-        source.embedding_bag_configs(),
-        plan,
-        layout=layout or "bucketed",
-        row_order=row_order or "ranked",
-        is_weighted=source.is_weighted(),
-        device=weight.device,
-    )
+    laid: dict[str, Any] = {
+        "layout": layout or "bucketed",
+        "row_order": row_order or "ranked",
+        "device": weight.device,
+    }
+    if isinstance(source, BudgetedEmbeddingCollection | EmbeddingCollection):
+        tables, need_indices = source.embedding_configs(), source.need_indices()
+        return BudgetedEmbeddingCollection(tables, plan, need_indices=need_indices, **laid)
+    tables, is_weighted = source.embedding_bag_configs(), source.is_weighted()
+    return BudgetedEmbeddingBagCollection(tables, plan, is_weighted=is_weighted, **laid)
 
 
 def _check_tables(source: Any, target: Any) -> None:

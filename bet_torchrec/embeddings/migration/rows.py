@@ -4,50 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from ...errors import InvalidInputError
 from ...planning.table_plan import Bucket, TablePlan
 from ..layout import Block
-from ..module import BudgetedEmbeddingBagCollection
 from ..optimizer_state import Held, OptimizerStates, Role
-from ..parts import Part, local_parts
-from ..sharding.sharder import ShardedBudgetedEmbeddingBagCollection
+from ..parts import Collection, Part, local_parts, table_weights
 
-
-class _Plans(Protocol):
-    def __getitem__(self, table: str) -> TablePlan: ...
+_PLAIN = (
+    EmbeddingBagCollection,
+    ShardedEmbeddingBagCollection,
+    EmbeddingCollection,
+    ShardedEmbeddingCollection,
+)
 
 
 @dataclass(frozen=True)
 class FullWidth:
     """A plain collection, seen as one of ours: every table is one block of all rows and columns."""
 
-    embedding_bag_collection: nn.Module
+    module: nn.Module
+    kind: str
     plan: Mapping[str, TablePlan]
     blocks: dict[str, tuple[Block, ...]]
 
     @classmethod
     def of(cls, module: Any) -> FullWidth:
-        start, end = "embedding_bags.", ".weight"
-        shapes = [
-            (key.removeprefix(start).removesuffix(end), *weight.size())
-            for key, weight in module.state_dict().items()
-            if key.startswith(start) and key.endswith(end)
-        ]
+        pooled = isinstance(module, EmbeddingBagCollection | ShardedEmbeddingBagCollection)
+        kind = "embedding_bags" if pooled else "embeddings"
+        shapes = [(name, *weight.size()) for name, weight in table_weights(module, kind).items()]
         return cls(
             module,
+            kind,
             {name: TablePlan(name, n, d, (Bucket(d, n),)) for name, n, d in shapes},
             {name: (Block(name, name, 0, n, 0, d),) for name, n, d in shapes},
         )
+
+    def block_weights(self) -> dict[str, Any]:
+        return table_weights(self.module, self.kind)
 
 
 def collection_of(module: Any) -> Any:
@@ -56,14 +60,14 @@ def collection_of(module: Any) -> Any:
     Raises:
         InvalidInputError: it is none.
     """
-    if isinstance(module, BudgetedEmbeddingBagCollection | ShardedBudgetedEmbeddingBagCollection):
+    if isinstance(module, Collection):
         return module
-    if isinstance(module, EmbeddingBagCollection | ShardedEmbeddingBagCollection):
+    if isinstance(module, _PLAIN):
         return FullWidth.of(module)
     raise InvalidInputError(
-        "expected an EmbeddingBagCollection or a BudgetedEmbeddingBagCollection, sharded or not, "
-        f"got {type(module).__name__}: of a model in DistributedModelParallel, give the collection "
-        "inside, like model.module.tables"
+        "expected an EmbeddingBagCollection or EmbeddingCollection, sharded or not, or a budgeted "
+        f"one, got {type(module).__name__}: of a model in DistributedModelParallel, give the "
+        "collection inside, like model.module.tables"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
@@ -21,13 +22,17 @@ from ...planning.plan import SizePlan
 from ...serving.files import open_tables
 from ..layout import Block, Layout, RowOrder
 from ..module import BudgetedEmbeddingBagCollection
+from ..native.batch import batch_of
+from ..native.build import available
+from ..native.calls import IdFault
+from ..native.tables import laid
+from ..tracing import NotScriptable, as_leaf
 from .export import export_tables, packed_table, saved_plan
 from .packing import CUDA_ALIGNMENT, DATA_TYPES, stored_width
+from .saved import check_pooling, put_saved_rows, saved_precisions
 
-_PIECE = 1 << 16  # rows
 
-
-class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
+class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
     """Pooled lookups in quantised rows of a plan's sizes; for inference only.
 
     Same input and output as ``BudgetedEmbeddingBagCollection``, fp32 values. Made by ``quantize``
@@ -80,12 +85,12 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
         }
         configs = front.embedding_bag_collection.embedding_bag_configs()
         features = {config.name: config.feature_names for config in configs}
-        self._widths = [
-            (block.width, self._stored_width(block))
+        self._widths = {
+            key: block.width
             for own in self.blocks.values()
             for block in own
-            for _ in features[block.name]
-        ]
+            for key in features[block.name]
+        }
         self.embedding_bag_collection = QuantEmbeddingBagCollection(
             tables=[
                 EmbeddingBagConfig(
@@ -104,12 +109,29 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
             row_alignment=self.alignment,
         )
         self._is_weighted = is_weighted
+        laid_out = _flat(self.blocks)
+        rows = {block.name: self.packed_rows(block) for block in laid_out}
+        self._laid = laid(
+            self.router.slots,
+            {table.name: plan[table.name] for table in self.tables},
+            self.blocks,
+            {name: own.stride(0) for name, own in rows.items()},
+            {block.name: block.precision for block in laid_out},
+            self.router.map_starts,
+        )
+        at = [own.storage_offset() for own in rows.values()]
+        self._starts = torch.tensor(at, dtype=torch.int64, device="cpu")
+        self.register_load_state_dict_post_hook(_tie)
 
     def _stored_width(self, block: Block) -> int:
         return stored_width(block.width, block.precision, self.alignment)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
         """Look up and pool; see the class."""
+        if isinstance(features, Proxy):
+            return as_leaf(self, features)
+        if self._in_one_pass(features):
+            return self.merger.output(self._lookup(features))
         features = self.router.select(features)
         routed = self.router(features)
         if not self.router.keys:
@@ -118,17 +140,70 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
         pooled = self._cut(self.embedding_bag_collection(routed))
         return self.merger(pooled, self.router.scale(features))
 
-    def _cut(self, pooled: KeyedTensor) -> KeyedTensor:
-        """Without the columns that only fill up rows."""
-        if all(width == stored for width, stored in self._widths):
-            return pooled
-        parts = pooled.values().split([stored for _, stored in self._widths], dim=1)
-        kept = [part[:, :width] for part, (width, _) in zip(parts, self._widths, strict=True)]
-        return KeyedTensor(
-            keys=pooled.keys(),
-            length_per_key=[width for width, _ in self._widths],
-            values=torch.cat(kept, dim=1),
+    def _in_one_pass(self, features: KeyedJaggedTensor) -> bool:
+        """By our own kernel; TorchRec's serve on other devices, once sharded, or without one."""
+        return (
+            features.device().type == "cpu"
+            and type(self.embedding_bag_collection) is QuantEmbeddingBagCollection
+            and available()
         )
+
+    def _lookup(self, features: KeyedJaggedTensor) -> Tensor:
+        order = self.router.order(features)
+        try:
+            return torch.ops.bet_torchrec.serve(
+                self._memory(),
+                self._starts,
+                order,
+                self.merger.width,
+                *batch_of(features, weighted=self._is_weighted),
+                self._laid.slots,
+                self._laid.tables,
+                self._laid.blocks,
+                self.router.map,
+            )
+        except IdFault:
+            self.router.report(self.router.select(features))
+            raise
+
+    def _memory(self) -> Tensor:
+        """uint8, all blocks' rows: what TorchRec's kernel reads, one at most, as all are summed."""
+        kernels = self.embedding_bag_collection._emb_modules
+        if not kernels:
+            return torch.empty(0, dtype=torch.uint8, device=self.device)
+        return kernels[0].weights_host if kernels[0].host_size else kernels[0].weights_dev
+
+    def _tie(self) -> None:
+        """Make the blocks' tensors views of that memory again, with what they hold.
+
+        Tensors that are assigned or unpickled have memory of their own, which nobody would read.
+        """
+        if type(self.embedding_bag_collection) is not QuantEmbeddingBagCollection:
+            return
+        memory = self._memory()
+        for start, block in zip(self._starts.tolist(), _flat(self.blocks), strict=True):
+            holder = self.embedding_bag_collection.embedding_bags[block.name]
+            rows = holder.weight.view(torch.uint8)
+            own = memory[start : start + rows.numel()].view(rows.shape)
+            if rows.data_ptr() != own.data_ptr():
+                own.copy_(rows)
+                holder.weight = (
+                    own if holder.weight.dtype == torch.uint8 else type(holder.weight)(own)
+                )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._tie()
+
+    def _cut(self, pooled: KeyedTensor) -> KeyedTensor:
+        """Without the columns that only fill up rows. Sharding reorders keys."""
+        keys = pooled.keys()
+        widths = [self._widths[key] for key in keys]
+        if widths == pooled.length_per_key():
+            return pooled
+        parts = pooled.values().split(pooled.length_per_key(), dim=1)
+        kept = [part.narrow(1, 0, width) for part, width in zip(parts, widths, strict=True)]
+        return KeyedTensor(keys=keys, length_per_key=widths, values=torch.cat(kept, dim=1))
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """The full tables' configs, as they were given."""
@@ -189,6 +264,7 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
             FileNotFoundError: no such file.
         """
         file = open_tables(Path(path))
+        check_pooling(file, path, pooled=True)
         plan = saved_plan(file, str(path))
         tables = file.header["tables"]
         module = cls(
@@ -197,17 +273,11 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
             layout=file.header["layout"],
             row_order=file.header["row_order"],
             is_weighted=file.header["is_weighted"],
-            precisions={b["name"]: b["precision"] for table in tables for b in table["blocks"]},
+            precisions=saved_precisions(file),
             alignment=file.header["alignment"] if alignment is None else alignment,
             device=device,
         )
-        for own in module.blocks.values():
-            for block in own:
-                rows = file.arrays[f"rows/{block.name}"]
-                for start in range(0, block.rows, _PIECE):
-                    # A copy, because the file's memory map is read-only.
-                    piece = torch.from_numpy(rows[start : start + _PIECE].copy())
-                    module.put_rows(block, start, piece)
+        put_saved_rows(file, module)
         return module.eval()
 
     def put_rows(self, block: Block, start: int, rows: Tensor) -> None:
@@ -228,6 +298,14 @@ class QuantizedBudgetedEmbeddingBagCollection(nn.Module):
 
     def extra_repr(self) -> str:
         return f"plan={self.plan.fingerprint()}, layout={self.layout!r}, alignment={self.alignment}"
+
+
+def _tie(module: QuantizedBudgetedEmbeddingBagCollection, _: Any) -> None:
+    module._tie()
+
+
+def _flat(blocks: Mapping[str, Sequence[Block]]) -> list[Block]:
+    return [block for own in blocks.values() for block in own]
 
 
 def _alignment(plan: SizePlan, wanted: int | None, device: torch.device) -> int:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig
 
-from ...errors import InvalidInputError
+from ...errors import InvalidInputError, PlanError, PlanFileError
+from ...files.tensors import Entry, write_file
 from ...planning.plan import SizePlan
 from ...serving import files
 from ...serving.packed import PackedBlock, PackedTable
-from ...serving.stream import Entry, write_file
 from ..layout import Block, Layout, RowOrder
+from ..layout import blocks as blocks_of
 from ..module import BudgetedEmbeddingBagCollection
 from ..routing import rank_of_id
+from ..sequence.module import BudgetedEmbeddingCollection
 from .packing import row_bytes
+from .saved import UNPOOLED
+
+Trained: TypeAlias = BudgetedEmbeddingBagCollection | BudgetedEmbeddingCollection
 
 _PIECE = 1 << 16  # rows
 
@@ -30,22 +35,20 @@ _PIECE = 1 << 16  # rows
 class ServingCollection(Protocol):
     """A collection whose rows are packed, such as a quantised one."""
 
-    tables: tuple[EmbeddingBagConfig, ...]
+    tables: tuple[BaseEmbeddingConfig, ...]
     plan: SizePlan
     layout: Layout
     row_order: RowOrder
-    blocks: dict[str, tuple[Block, ...]]
+
+    @property
+    def blocks(self) -> Mapping[str, tuple[Block, ...]]: ...
 
     def packed_rows(self, block: Block) -> Tensor:
         """A block's rows, uint8 (rows, at least ``row_bytes``)."""
         ...
 
-    def is_weighted(self) -> bool: ...
 
-
-def export_tables(
-    module: BudgetedEmbeddingBagCollection | ServingCollection, path: str | Path
-) -> Path:
+def export_tables(module: Trained | ServingCollection, path: str | Path) -> Path:
     """Write the rows as they are: one tensor a block, id maps, and the plan; returns the path.
 
     One safetensors file, no pickle, whole or not at all. Read rows back by
@@ -71,7 +74,7 @@ def export_tables(
         "plan": module.plan.fingerprint(),
         "layout": module.layout,
         "row_order": module.row_order,
-        "is_weighted": module.is_weighted(),
+        "is_weighted": hasattr(module, "is_weighted") and module.is_weighted(),
         "alignment": getattr(module, "alignment", None),
     }
     metadata = {
@@ -84,9 +87,7 @@ def export_tables(
     return path
 
 
-def export_dense(
-    module: BudgetedEmbeddingBagCollection | ServingCollection, path: str | Path
-) -> Path:
+def export_dense(module: Trained | ServingCollection, path: str | Path) -> Path:
     """Write full tables {name: fp32 (rows, embedding_dim)} in id order; returns the path.
 
     A plain safetensors file for anything that takes dense tables: zeros beyond a row's size,
@@ -105,9 +106,7 @@ def export_dense(
     return path
 
 
-def packed_table(
-    module: BudgetedEmbeddingBagCollection | ServingCollection, name: str
-) -> PackedTable:
+def packed_table(module: Trained | ServingCollection, name: str) -> PackedTable:
     """One table of a module, to be read by numpy; shares memory with weights on the CPU."""
     plan = module.plan[name]
     blocks = tuple(
@@ -127,23 +126,21 @@ def packed_table(
     return PackedTable(name, plan.rows, plan.embedding_dim, blocks, _id_map(plan.order))
 
 
-def _rows(
-    module: BudgetedEmbeddingBagCollection | ServingCollection, block: Block
-) -> tuple[str, NDArray[np.uint8]]:
+def _rows(module: Trained | ServingCollection, block: Block) -> tuple[str, NDArray[np.uint8]]:
     """How a block's rows are stored, and they themselves."""
-    if isinstance(module, BudgetedEmbeddingBagCollection):
+    if isinstance(module, Trained):
         weight = module.weight(block).detach()
         if weight.is_meta:
             raise InvalidInputError(
                 f"block {block.name!r}: expected weights, got none (device 'meta'): load them first"
             )
-        weight = weight.cpu()
+        weight = weight.cpu()[:, : block.width].contiguous()  # a copy only if it is padded
         precision = {4: "fp32", 2: "fp16"}[weight.element_size()]
         return precision, weight.numpy().view(np.uint8)
     if not hasattr(module, "packed_rows"):
         raise InvalidInputError(
             f"expected an unsharded collection, got {type(module).__name__}: gather it first, "
-            "BudgetedEmbeddingBagCollection(tables, plan).load_full_tables(module.full_tables())"
+            "an unsharded one of the same tables and plan, .load_full_tables(module.full_tables())"
         )
     packed = module.packed_rows(block)[:, : row_bytes(block.width, block.precision)]
     return block.precision, packed.cpu().numpy()
@@ -164,7 +161,7 @@ def _pieces(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
         yield array[start : start + _PIECE]
 
 
-def _described(config: EmbeddingBagConfig, table: PackedTable) -> dict[str, Any]:
+def _described(config: BaseEmbeddingConfig, table: PackedTable) -> dict[str, Any]:
     blocks = [
         {f.name: getattr(block, f.name) for f in dataclasses.fields(block) if f.name != "data"}
         for block in table.blocks
@@ -174,13 +171,13 @@ def _described(config: EmbeddingBagConfig, table: PackedTable) -> dict[str, Any]
         "rows": table.rows,
         "embedding_dim": table.embedding_dim,
         "feature_names": list(config.feature_names),
-        "pooling": config.pooling.value,
+        "pooling": config.pooling.value if isinstance(config, EmbeddingBagConfig) else UNPOOLED,
         "id_map": table.id_map is not None,
         "blocks": blocks,
     }
 
 
-def _without_orders(module: BudgetedEmbeddingBagCollection | ServingCollection) -> SizePlan:
+def _without_orders(module: Trained | ServingCollection) -> SizePlan:
     own = {table.name for table in module.tables}
     parts = (
         dataclasses.replace(part, order=None) if part.name in own else part
@@ -190,13 +187,25 @@ def _without_orders(module: BudgetedEmbeddingBagCollection | ServingCollection) 
 
 
 def saved_plan(file: files.TableFile, source: str) -> SizePlan:
-    """The plan of an exported file, with its orders again."""
-    stored = SizePlan.from_bytes(file.arrays["plan"].tobytes(), source=f"the plan in {source}")
-    orders = {name: _id_map(table.id_map) for name, table in file.tables.items()}
-    parts = (
-        dataclasses.replace(part, order=orders.get(part.name, part.order)) for part in stored.tables
-    )
-    plan = dataclasses.replace(stored, tables=tuple(parts))
+    """The plan of an exported file, with its orders again; TableFileError unless all of it fits."""
+    try:
+        stored = SizePlan.from_bytes(file.arrays["plan"].tobytes(), source=f"the plan in {source}")
+        orders = {name: _id_map(table.id_map) for name, table in file.tables.items()}
+        parts = (
+            dataclasses.replace(part, order=orders.get(part.name, part.order))
+            for part in stored.tables
+        )
+        plan = dataclasses.replace(stored, tables=tuple(parts))
+        for name, table in file.tables.items():
+            told = [(b.name, b.first_rank, b.rows, b.first_column, b.width) for b in table.blocks]
+            own = blocks_of(plan[name], file.header["layout"], file.header["row_order"])
+            if told != [(b.name, b.first_rank, b.rows, b.first_column, b.width) for b in own]:
+                raise files.TableFileError(f"{source}: table {name!r} is not laid out as its plan")
+    except (PlanFileError, PlanError, InvalidInputError, KeyError) as error:
+        raise files.TableFileError(
+            f"{source} should hold tables saved by export_tables or save, but {error}; the file is "
+            "damaged or something else: save it again"
+        ) from error
     if plan.fingerprint() != file.header["plan"]:
         raise files.TableFileError(f"{source}: its plan and its id maps do not fit together")
     return plan

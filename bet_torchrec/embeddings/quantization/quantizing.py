@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -12,14 +12,19 @@ from torch import nn
 from ...errors import InvalidInputError, PlanError
 from ...planning.budget import PRECISIONS
 from ...planning.plan import SizePlan
+from ..fused.module import FusedBudgetedEmbeddingBagCollection
 from ..layout import Layout, blocks
 from ..module import BudgetedEmbeddingBagCollection
+from ..sequence.module import BudgetedEmbeddingCollection
+from ..sequence.quantized import QuantizedBudgetedEmbeddingCollection
+from ..sequence.sharder import ShardedBudgetedEmbeddingCollection
 from ..sharding.sharder import ShardedBudgetedEmbeddingBagCollection
 from .collection import QuantizedBudgetedEmbeddingBagCollection
-from .export import packed_table
+from .export import Trained, packed_table
 from .packing import pack_rows
 
 _PIECE = 1 << 16  # rows packed at once
+_SHARDED = (ShardedBudgetedEmbeddingBagCollection, ShardedBudgetedEmbeddingCollection)
 
 
 @overload
@@ -32,6 +37,18 @@ def quantize(
     alignment: int | None = None,
     device: torch.device | str | None = None,
 ) -> QuantizedBudgetedEmbeddingBagCollection: ...
+
+
+@overload
+def quantize(
+    module: BudgetedEmbeddingCollection,
+    plan: SizePlan | None = None,
+    *,
+    precision: str | None = None,
+    layout: Layout = "bucketed",
+    alignment: int | None = None,
+    device: torch.device | str | None = None,
+) -> QuantizedBudgetedEmbeddingCollection: ...
 
 
 @overload
@@ -57,8 +74,8 @@ def quantize(
 ) -> nn.Module:
     """A collection for inference; or a copy of a model whose collections are such.
 
-    The module stays as it is. A model's copy shares nothing with it, and its other parts stay
-    where and what they are.
+    The module stays as it is; one that trains by our fused step is served like any other. A
+    model's copy shares nothing with it, and its other parts stay where and what they are.
 
     Args:
         plan: of the same sizes, whose precisions and budget are to be followed; the module's own
@@ -79,47 +96,55 @@ def quantize(
         raise InvalidInputError(
             f"precision should be one of {', '.join(PRECISIONS)}, got {precision!r}"
         )
-    found = [m for m in module.modules() if isinstance(m, BudgetedEmbeddingBagCollection)]
-    sharded = [m for m in module.modules() if isinstance(m, ShardedBudgetedEmbeddingBagCollection)]
+    found = [m for m in module.modules() if isinstance(m, Trained)]
+    sharded = [m for m in module.modules() if isinstance(m, _SHARDED)]
     if sharded or not found:
         raise InvalidInputError(
-            "expected unsharded BudgetedEmbeddingBagCollections, got "
+            "expected unsharded budgeted collections, got "
             + ("sharded ones" if sharded else "a model without any")
             + ": build the model unsharded, its collections by "
-            "BudgetedEmbeddingBagCollection(tables, plan).load_full_tables(sharded.full_tables())"
+            "new ones of the same tables and plan, .load_full_tables(sharded.full_tables())"
         )
     made: dict[int, nn.Module] = {}
     for own in found:
         planned = own.plan if plan is None else plan
         made[id(own)] = _quantized(own, planned, precision, layout, alignment, device)
+    for fused in (
+        m for m in module.modules() if isinstance(m, FusedBudgetedEmbeddingBagCollection)
+    ):
+        made[id(fused)] = made[id(fused.module)]
     # What is in deepcopy's memo is taken as copied, so the trained tables never are.
     return made.get(id(module)) or copy.deepcopy(module, dict(made)).eval()
 
 
 def _quantized(
-    module: BudgetedEmbeddingBagCollection,
+    module: Trained,
     plan: SizePlan,
     precision: str | None,
     layout: Layout,
     alignment: int | None,
     device: torch.device | str | None,
-) -> QuantizedBudgetedEmbeddingBagCollection:
+) -> QuantizedBudgetedEmbeddingBagCollection | QuantizedBudgetedEmbeddingCollection:
     _check_sizes(module, plan)
     precisions = {}
     if precision is not None:
         laid = [blocks(plan[t.name], layout, module.row_order) for t in module.tables]
         precisions = {block.name: precision for own in laid for block in own}
     where = next((weight.device for weight in module.parameters()), module.device)
-    made = QuantizedBudgetedEmbeddingBagCollection(
-        module.tables,
-        plan,
-        layout=layout,
-        row_order=module.row_order,
-        is_weighted=module.is_weighted(),
-        precisions=precisions,
-        alignment=alignment,
-        device=where if device is None else device,
-    )
+    options: dict[str, Any] = {
+        "layout": layout,
+        "row_order": module.row_order,
+        "precisions": precisions,
+        "alignment": alignment,
+        "device": where if device is None else device,
+    }
+    made: QuantizedBudgetedEmbeddingBagCollection | QuantizedBudgetedEmbeddingCollection
+    if isinstance(module, BudgetedEmbeddingCollection):
+        options["need_indices"] = module.need_indices()
+        made = QuantizedBudgetedEmbeddingCollection(module.tables, plan, **options)
+    else:
+        options["is_weighted"] = module.is_weighted()
+        made = QuantizedBudgetedEmbeddingBagCollection(module.tables, plan, **options)
     for name, own in made.blocks.items():
         trained = packed_table(module, name)
         for block in own:
@@ -131,7 +156,7 @@ def _quantized(
     return made.eval()
 
 
-def _check_sizes(module: BudgetedEmbeddingBagCollection, plan: SizePlan) -> None:
+def _check_sizes(module: Trained, plan: SizePlan) -> None:
     for table in module.tables:
         trained, wanted = module.plan[table.name], plan[table.name]
         if not np.array_equal(trained.sizes(), wanted.sizes()):

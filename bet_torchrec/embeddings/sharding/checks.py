@@ -12,9 +12,11 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.types import ParameterSharding, ShardingType
 from torchrec.distributed.utils import optimizer_type_to_emb_opt_type
 
-from ...errors import BetError
+from ...errors import ShardingError
+from ...planning.budget import FUSED_MULTIPLE
 from ..layout import Block
-from ..module import BudgetedEmbeddingBagCollection
+from ..parts import Trainable
+from .storage import check_memory
 
 _FUSED_ON_CPU = (
     EmbOptimType.EXACT_SGD,
@@ -22,20 +24,15 @@ _FUSED_ON_CPU = (
     EmbOptimType.EXACT_ROWWISE_ADAGRAD,
 )
 _UNFUSED = (EmbeddingComputeKernel.DENSE.value,)
-_ROW_SHARDED = (
+ROW_SHARDED = (
     ShardingType.ROW_WISE.value,
     ShardingType.TABLE_ROW_WISE.value,
     ShardingType.GRID_SHARD.value,
 )
-_FUSED_MULTIPLE = 4
-
-
-class ShardingError(BetError, ValueError):
-    """This sharding would train wrongly, or not at all; says what to change."""
 
 
 def check_sharding(
-    module: BudgetedEmbeddingBagCollection,
+    module: Trainable,
     params: Mapping[str, ParameterSharding],
     fused_params: Mapping[str, Any],
     world_size: int,
@@ -45,9 +42,8 @@ def check_sharding(
     for own in module.blocks.values():
         for block in own:
             how = params[block.name]
-            _check_rows(block, how, world_size)
+            check_shards(block, how, world_size)
             if how.compute_kernel not in _UNFUSED:
-                _check_width(block, how)
                 _check_optimizer(block, module.weight(block), fused_params, device)
             elif hasattr(module.weight(block), "_optimizer_classes"):
                 raise ShardingError(
@@ -56,16 +52,36 @@ def check_sharding(
                     "give the sharder fused_params={'optimizer': ...} instead, or "
                     "sharding_types=['table_wise']"
                 )
+    check_memory(module, params, fused_params, world_size)
+
+
+def check_shards(block: Block, how: ParameterSharding, world_size: int) -> None:
+    """Raise ShardingError for shards of rows or columns that FBGEMM does wrongly, or not at all."""
+    _check_rows(block, how, world_size)
+    if how.compute_kernel not in _UNFUSED:
+        _check_width(block, how)
+
+
+def may_row_shard(block: Block, world_size: int) -> bool:
+    """Whether TorchRec's row-wise shards of a block pass, on any number of ranks up to this."""
+    # Two-dimensional shardings cut rows by the ranks of a host.
+    some = range(2, world_size + 1)
+    cut_well = all(-(-block.rows // ranks) * (ranks - 1) < block.rows for ranks in some)
+    return world_size == 1 or (cut_well and not _in_rank_order(block))
+
+
+def _in_rank_order(block: Block) -> bool:
+    return block.stride == 1 and block.rows > 2
 
 
 def _check_rows(block: Block, how: ParameterSharding, world_size: int) -> None:
-    if how.sharding_type not in _ROW_SHARDED or world_size == 1:
+    if how.sharding_type not in ROW_SHARDED or world_size == 1:
         return
-    if block.stride == 1 and block.rows > 2:
+    if _in_rank_order(block):
         raise ShardingError(
             f"block {block.name!r}: row-wise shards of rows in rank order send most lookups to "
             "the first rank: build the collection with row_order='interleaved', or shard this "
-            "block table-wise"
+            "block table-wise (sharding_constraints offers the planner nothing else)"
         )
     shards = how.sharding_spec.shards if how.sharding_spec is not None else []
     if any(shard.shard_sizes[0] == 0 for shard in shards):
@@ -78,15 +94,16 @@ def _check_rows(block: Block, how: ParameterSharding, world_size: int) -> None:
 
 
 def _check_width(block: Block, how: ParameterSharding) -> None:
-    widths = {block.width}
+    widths = {block.real_width}
     if how.sharding_spec is not None:
         widths = {shard.shard_sizes[1] for shard in how.sharding_spec.shards}
-    wrong = sorted(width for width in widths if width % _FUSED_MULTIPLE)
+    wrong = sorted(width for width in widths if width % FUSED_MULTIPLE)
     if wrong:
         raise ShardingError(
             f"block {block.name!r}: FBGEMM's fused tables take widths that are multiples of "
-            f"{_FUSED_MULTIPLE}, got {', '.join(map(str, wrong))}: plan with such widths, "
-            "plan.coarsen(widths), or take dense kernels (with_dense_kernels)"
+            f"{FUSED_MULTIPLE}, got {', '.join(map(str, wrong))}: build the collection with "
+            "fused_kernels=True, which pads rows (and plan with "
+            "Budget.bytes(..., fused_kernels=True)), or take dense kernels (with_dense_kernels)"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
+from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrec.distributed.embedding_types import (
     BaseEmbeddingSharder,
@@ -27,6 +28,7 @@ from torchrec.distributed.embeddingbag import (
 )
 from torchrec.distributed.types import (
     Awaitable,
+    EmbeddingModuleShardingPlan,
     LazyAwaitable,
     ParameterSharding,
     QuantizedCommCodecs,
@@ -36,10 +38,20 @@ from torchrec.distributed.types import (
 from torchrec.distributed.utils import append_prefix
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
+from ...errors import ShardingError
+from ..batches import check_shapes, check_values
 from ..module import BudgetedEmbeddingBagCollection
-from ..parts import full_tables, load_full_tables
-from .checks import check_sharding
+from ..parts import (
+    clear_padding,
+    full_tables,
+    load_full_tables,
+    refuse_full_tables,
+    table_weights,
+)
+from .checks import check_sharding, check_shards
+from .storage import told_weight
 
 
 @dataclass
@@ -78,15 +90,39 @@ class ShardedBudgetedEmbeddingBagCollection(
         self.embedding_bag_collection: ShardedEmbeddingBagCollection = sharder.shard(
             module.embedding_bag_collection, params, env=env, device=device, module_fqn=module_fqn
         )
-        self._lookups = self.embedding_bag_collection._lookups
+        self._first_batch = True
+        clear_padding(self)
 
     def input_dist(
-        self, ctx: BudgetedContext, features: KeyedJaggedTensor
+        self, ctx: BudgetedContext, features: KeyedJaggedTensor | TensorDict
     ) -> Awaitable[Awaitable[KJTList]]:
-        """Route ids to blocks' rows, then send them to the ranks that hold them."""
+        """Route ids to blocks' rows, then send them to the ranks that hold them.
+
+        Raises InvalidInputError for a batch that contradicts itself, as far as TorchRec looks: all
+        of it in the first one, then what needs no waiting for the device.
+        """
+        features = maybe_td_to_kjt(features, None)
+        check_shapes(features)
+        self._check_weights(features)
+        if self._first_batch:
+            check_values(features)
+            self._first_batch = False
         features = self.router.select(features)
         ctx.scale = self.router.scale(features)
         return self.embedding_bag_collection.input_dist(ctx, self.router(features))
+
+    def _check_weights(self, features: KeyedJaggedTensor) -> None:
+        weights = features.weights_or_none() if self._is_weighted else None
+        if weights is not None and weights.requires_grad and torch.is_grad_enabled():
+            raise ShardingError(
+                "bag weights that need a gradient (of a feature processor, for instance) would "
+                "get none: TorchRec sends ids and weights to other ranks without it. Detach them "
+                "(weights.detach()), or keep this collection unsharded"
+            )
+
+    def prefetch(self, dist_input: Any, forward_stream: Any = None, ctx: Any = None) -> None:
+        """TorchRec's hook: fill the caches of tables that are cached."""
+        self.embedding_bag_collection.prefetch(dist_input, forward_stream, ctx)
 
     def compute(self, ctx: BudgetedContext, dist_input: KJTList) -> list[Tensor]:
         """Look rows up on this rank."""
@@ -119,6 +155,31 @@ class ShardedBudgetedEmbeddingBagCollection(
     def is_weighted(self) -> bool:
         """Whether bags have weights."""
         return self._is_weighted
+
+    @property
+    def id_map_bytes(self) -> int:
+        """Bytes of the id maps, which every rank has."""
+        return self.router.id_map_bytes
+
+    def block_weights(self) -> dict[str, Tensor]:
+        """{block name: its real table, sharded}."""
+        return table_weights(self.embedding_bag_collection, "embedding_bags")
+
+    @property
+    def unsharded_module_type(self) -> type[BudgetedEmbeddingBagCollection]:
+        """What it was made from: TorchRec finds the sharder by it."""
+        return BudgetedEmbeddingBagCollection
+
+    @property
+    def module_sharding_plan(self) -> EmbeddingModuleShardingPlan:
+        """{block name: how it is sharded now}."""
+        return self.embedding_bag_collection.module_sharding_plan
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *args: Any
+    ) -> None:
+        refuse_full_tables(state_dict, prefix, args[-1])
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
     def load_full_tables(self, tables: Mapping[str, Tensor]) -> None:
         """Fill the rows that this rank holds; as ``BudgetedEmbeddingBagCollection`` does."""
@@ -160,7 +221,8 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
     Raises on sharding:
         ShardingError: what TorchRec would do silently wrong: a fused table without an optimizer,
             an optimizer or weight decay that FBGEMM lacks on CPU, widths that fused tables do not
-            take, row-wise shards of rows in rank order.
+            take, row-wise shards of rows in rank order, more bytes on all ranks together than the
+            plan's training budget.
     """
 
     def __init__(
@@ -195,11 +257,42 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
             module, params, self._inner, env, device, module_fqn
         )
 
+    def reshard(
+        self,
+        sharded_module: ShardedBudgetedEmbeddingBagCollection,
+        changed_shard_to_params: EmbeddingModuleShardingPlan,
+        env: ShardingEnv,
+        device: torch.device | None = None,
+    ) -> ShardedBudgetedEmbeddingBagCollection:
+        """TorchRec's hook; called by ``DistributedModelParallel.reshard``.
+
+        Moves blocks, with their optimizers' state, to the ranks that the plan says, by block name.
+        """
+        device = torch.device("cuda") if device is None else device
+        known = {block.name: block for own in sharded_module.blocks.values() for block in own}
+        unknown = sorted(set(changed_shard_to_params) - set(known))
+        if unknown:
+            raise ShardingError(
+                f"expected a new sharding of blocks {', '.join(sorted(known))}, got "
+                f"{', '.join(unknown)}: a table of several widths is several blocks"
+            )
+        for name, how in changed_shard_to_params.items():
+            check_shards(known[name], how, env.world_size)
+        self._inner.reshard(
+            sharded_module.embedding_bag_collection, changed_shard_to_params, env, device
+        )
+        clear_padding(sharded_module)
+        return sharded_module
+
     def shardable_parameters(
         self, module: BudgetedEmbeddingBagCollection
     ) -> dict[str, nn.Parameter]:
-        """{block name: weight}."""
-        return self._inner.shardable_parameters(module.embedding_bag_collection)
+        """{block name: its shape and optimizer}, for the planner's account; not the weights."""
+        return {
+            block.name: told_weight(module, block, self.fused_params or {})
+            for own in module.blocks.values()
+            for block in own
+        }
 
     @property
     def module_type(self) -> type[BudgetedEmbeddingBagCollection]:

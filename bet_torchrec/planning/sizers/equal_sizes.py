@@ -12,6 +12,7 @@ from ..fit import FitSpace
 from ..plan import SizePlan
 from ..settle import Steps, settle
 from .fixed_precision import one_precision
+from .id_maps import spend_unneeded_maps
 from .problem import SizingProblem
 
 
@@ -42,13 +43,16 @@ class EqualSizes:
 def equal_boundaries(problem: SizingProblem, precision: str) -> torch.Tensor:
     """(F, W) rows of at least each width in ``EqualSizes``'s plan; raises as that does."""
     _, space = one_precision(problem, precision)
-    steps = space.steps(torch.zeros(1, len(problem.tables), dtype=torch.int64))
-    level = _largest_level(space, steps)
+    every = [0] * len(problem.tables)
+    steps = space.steps(torch.tensor([every]))
+    level = _largest_level(space, steps, problem.limit)
     boundaries = _at_level(space, level)
-    if level + 1 < len(space.widths):
-        boundaries = _raise_frequent(problem, space, steps, boundaries, level + 1)
-    # rounding, and steps that alignment makes free, leave a last few bytes to give out
-    return settle(boundaries[None], steps, space.limit)[0]
+    if int(steps.cost(boundaries[None])[0]) <= space.limit:  # and the id maps, if rows differ
+        if level + 1 < len(space.widths):
+            boundaries = _raise_frequent(problem, space, steps, boundaries, level + 1)
+        # rounding, and steps that alignment makes free, leave a last few bytes to give out
+        boundaries = settle(boundaries[None], steps, space.limit)[0]
+    return spend_unneeded_maps(problem, space, boundaries, every)
 
 
 def _at_level(space: FitSpace, level: int) -> torch.Tensor:
@@ -58,12 +62,12 @@ def _at_level(space: FitSpace, level: int) -> torch.Tensor:
     return torch.where(reached, space.rows[:, None], 0)
 
 
-def _largest_level(space: FitSpace, steps: Steps) -> int:
-    """The largest index of a width that all rows can have at once."""
+def _largest_level(space: FitSpace, steps: Steps, limit: int) -> int:
+    """The largest index of a width that all rows can have at once, without any id map."""
     low, high = 0, len(space.widths) - 1
     while low < high:
         middle = (low + high + 1) // 2
-        fits = int(steps.cost(_at_level(space, middle)[None])[0]) <= space.limit
+        fits = int(steps.cost(_at_level(space, middle)[None])[0]) <= limit
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
 

@@ -30,16 +30,13 @@ def one_precision(
             f"precision should be one that the budget allows, {', '.join(allowed)}, "
             f"got {precision!r}"
         )
-    own_order = mapped is not None
     mapped = problem.mapped if mapped is None else mapped
     fixed = {table.name: (precision,) for table in problem.tables}
     require_feasible(
         problem.tables,
-        mapped,
         problem.budget,
         problem.widths,
         precisions=fixed if len(allowed) > 1 else None,
-        can_rank=not own_order,
     )
     maps = sum(
         problem.memory.id_map_cost(table.num_embeddings)

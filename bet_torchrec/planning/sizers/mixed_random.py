@@ -12,6 +12,7 @@ from ..fit import FitSpace
 from ..plan import SizePlan
 from ..settle import settle
 from .fixed_precision import one_precision
+from .id_maps import spend_unneeded_maps
 from .problem import SizingProblem
 
 
@@ -54,6 +55,9 @@ class MixedRandom:
             low, high = (share, high) if cost <= space.limit else (low, share)
         boundaries = _boundaries(problem, space, draws, low)
         boundaries = settle(boundaries[None], steps, space.limit)[0]
+        boundaries = spend_unneeded_maps(
+            problem, space, boundaries, [0] * tables, mapped=(True,) * tables
+        )
         return problem.plan(boundaries, (precision,) * tables, "mr", orders=orders)
 
 

@@ -77,7 +77,7 @@ class SizingProblem:
                     f"table {table.name!r}: counts should cover num_embeddings = "
                     f"{table.num_embeddings} rows, got {counts.rows}"
                 )
-        require_feasible(self.tables, self.mapped, self.budget, self.widths)
+        require_feasible(self.tables, self.budget, self.widths)
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -112,7 +112,7 @@ class SizingProblem:
 
     @property
     def id_map_cost(self) -> int:
-        """What the id maps of the tables take, whatever the sizes are."""
+        """What the id maps of the tables take; one whose rows all share a width needs none."""
         mapped = (counts.rows for counts in self.counts if counts.order is not None)
         return sum(self.memory.id_map_cost(rows) for rows in mapped)
 
@@ -135,12 +135,22 @@ class SizingProblem:
     ) -> FitSpace:
         """The space of these precisions (all of the budget's) and row limit (``row_limit``)."""
         costs = [self.memory.row_costs(self.widths, p) for p in precisions or self.budget.dtypes]
+        rows = sum(table.num_embeddings for table in self.tables)
+        # more than all tables could ever take means nothing, and may not fit 64 bits
+        most = rows * int(max(cost[-1] for cost in costs)) + self.id_map_cost
+        most += len(self.tables) * len(self.widths) * self.memory.table_alignment
+        if most >= 2**60:
+            raise InvalidInputError(
+                f"{rows} rows of width {self.widths[-1]} are {most} {self.budget.cost_unit}, which "
+                "is beyond what costs are counted in; check num_embeddings and embedding_dim"
+            )
+        limit = min(self.row_limit if limit is None else limit, most)
         return FitSpace(
             widths=torch.tensor(self.widths, dtype=torch.int64),
             rows=torch.tensor([table.num_embeddings for table in self.tables], dtype=torch.int64),
             depth=torch.tensor([len(self.table_widths(t)) for t in range(len(self.tables))]),
             costs=torch.from_numpy(np.stack(costs)),
-            limit=self.row_limit if limit is None else limit,
+            limit=limit,
             table_alignment=self.memory.table_alignment,
         )
 

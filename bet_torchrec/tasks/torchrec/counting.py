@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from tqdm import tqdm
 
 from ...errors import InvalidInputError
+from ...files import replacing
+from ...progress import progress_bar
 from ...team import Alone, Team
 
 _BUFFER = 1 << 16  # ids that are counted at once, at least
@@ -64,7 +64,7 @@ def count_ids(
 
     def count() -> None:
         shown = progress and team.rank == 0
-        for batch in tqdm(batches, desc="counting", unit="batch", total=total, disable=not shown):
+        for batch in progress_bar(batches, desc="counting", unit="batch", total=total, shown=shown):
             ids = features(batch)
             keys = set(ids.keys())
             for table, counter in counters.items():
@@ -115,15 +115,8 @@ class _Counter:
 
 def save_counts(path: str | Path, counts: Mapping[str, NDArray[np.int64]]) -> None:
     """Write counts as one npz file, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **dict(counts))  # type: ignore[arg-type]
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as file:
+        np.savez_compressed(file, **dict(counts))  # type: ignore[arg-type]
 
 
 def load_counts(path: str | Path, tables: Sequence[Any]) -> dict[str, NDArray[np.int64]]:

@@ -90,7 +90,7 @@ def on_ranks(
         tables,
         env=ShardingEnv.from_process_group(pg),
         device=device,
-        plan=with_dense_kernels(plan) if fused_params is None else plan,
+        plan=with_dense_kernels(plan, tables) if fused_params is None else plan,
         sharders=[sharder],
     )
     tables._pg = pg

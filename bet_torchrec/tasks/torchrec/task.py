@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ...errors import InvalidInputError
@@ -254,6 +255,39 @@ class TorchRecTask:
 
     def _moved(self, batch: Any) -> Any:
         return batch.to(self.device) if hasattr(batch, "to") else batch
+
+    def parts_of(self, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+        """The task's model and tables, from a trained model around TorchRec's own collection.
+
+        For ``TrainingWorkbench.adopt``: no full model needs to be trained then.
+
+        Raises:
+            InvalidInputError: it holds no collection of these tables, or other weights.
+        """
+        kind = EmbeddingBagCollection if self._pooled else EmbeddingCollection
+        names = {table.name for table in self._specs}
+        found = [
+            (path, own)
+            for path, module in model.named_modules()
+            if isinstance(module, kind)
+            and set(own := module.embedding_bags if self._pooled else module.embeddings) == names
+        ]
+        if not found:
+            raise InvalidInputError(
+                f"model should hold an unsharded {kind.__name__} of the tables {sorted(names)}, "
+                "got none"
+            )
+        (path, own), weights = found[0], model.state_dict()
+        tables = {name: table.weight.detach().clone() for name, table in own.items()}
+        rest = {k: v for k, v in weights.items() if not k.startswith(f"{path}.")}
+        made = self.new_model(0)
+        try:
+            inner(made).load_state_dict(rest)
+        except RuntimeError as error:
+            raise InvalidInputError(
+                f"the model's weights are not those that model= builds: {error}"
+            ) from None
+        return made, tables
 
     def deploy(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from click_oracles import examples_of, logs, tiny
 from hypothesis import HealthCheck, given, settings
 
 from bet_torchrec.data import DataError, DataNotFoundError
-from bet_torchrec.data.clicks import ClickLog, ClickSplit, split_given
+from bet_torchrec.data.clicks import ClickLog, ClickSplit, Field, split_given, split_random
 
 any_folder = settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -48,6 +49,9 @@ def test_a_saved_split_comes_back_with_its_ranks(tmp_path: Path):
     assert {k: v.tolist() for k, v in again.ranks.items()} == {
         k: v.tolist() for k, v in ranks.items()
     }
+    np.savez(tmp_path / "split" / "ranks.npz", field_0=[0])
+    with pytest.raises(DataError, match="is damaged: its ranks are .'field_0'."):
+        ClickSplit.load(tmp_path / "split")
     empty = split_given(tiny(), train=slice(0, 6), validation=[], test=[])
     assert [len(part) for part in ClickSplit.load(empty.save(tmp_path / "e")).parts()] == [6, 0, 0]
 
@@ -123,3 +127,25 @@ def test_pickled_arrays_are_never_read(tmp_path: Path):
     np.save(folder / "labels.npy", np.array([{}, [], 1, 2, 3, 4], dtype=object))
     with pytest.raises(DataError, match="damaged"):
         ClickLog.load(folder)
+
+
+def test_a_log_on_disk_is_worked_on_in_blocks(tmp_path: Path):
+    """Counting, splitting, ranking and saving take less memory than the ids would."""
+    n, columns = 400_000, 26
+    path = tmp_path / "ids.npy"
+    np.save(path, np.random.default_rng(0).integers(1, 1_000, (n, columns), dtype=np.int32))
+    fields = [Field(f"f{i}", 1_000) for i in range(columns)]
+    labels = np.arange(n, dtype=np.float32) % 2
+    tiny().batch([0])  # loads torch
+    tracemalloc.start()  # numpy reports its arrays to it, but not maps of files
+    try:
+        log = ClickLog.from_arrays(fields, labels=labels, ids=np.load(path, mmap_mode="r"))
+        split, _ = split_random(log, seed=0).with_vocabulary(2).by_rank()
+        split.save(tmp_path / "split")
+        mapped = ClickSplit.load(tmp_path / "split")
+        batch = mapped.train.batch(np.arange(0, 300_000, 10_000))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < path.stat().st_size / 2
+    assert (batch.ids.numpy() == split.train.batch(np.arange(0, 300_000, 10_000)).ids.numpy()).all()

@@ -109,6 +109,6 @@ def test_counting_is_fast():
 
 
 def _seconds(log: ClickLog) -> float:
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone, however busy the machine is
     log.counts()
-    return time.perf_counter() - start
+    return time.process_time() - start

@@ -12,7 +12,9 @@ from bet_torchrec.planning.sizers.bet import (
     EXPLORING_FAMILIES,
     FitnessPredictor,
     FullBatch,
+    GaussianProcess,
     Sampler,
+    Scene,
     SingleSamples,
 )
 
@@ -34,11 +36,14 @@ def candidates():
     return Sampler(space, COUNTS, EXPLORING_FAMILIES)(8, np.random.default_rng(1))
 
 
-def make(**settings):
+def scene(bits=(32.0,)):
+    return Scene(counts=COUNTS, widths=torch.arange(1, WIDTHS + 1), d_max=WIDTHS, bits=bits)
+
+
+def make(*, bits=None, **settings):
+    bits = {} if bits is None else {"bits": bits}
     return FitnessPredictor(
-        COUNTS,
-        torch.arange(1, WIDTHS + 1),
-        d_max=WIDTHS,
+        scene(**bits),
         generator=torch.Generator().manual_seed(0),
         **settings,
     )
@@ -107,24 +112,44 @@ def test_precision_is_seen():
 def test_training_is_repeatable_and_learns(candidates, trainer):
     fitness = torch.linspace(0.5, 1.0, len(candidates)).tolist()
 
-    def new(generator):
-        return FitnessPredictor(
-            COUNTS,
-            torch.arange(1, WIDTHS + 1),
-            d_max=WIDTHS,
-            set_shares=trainer.set_shares,
-            final_activation=trainer.final_activation,
-            generator=generator,
-        )
-
-    a, b = (trainer(new, candidates, fitness, 5) for _ in range(2))
+    a, b = (trainer(scene(), candidates, fitness, 5) for _ in range(2))
     with torch.no_grad():
         assert torch.equal(a(candidates), b(candidates))
         if isinstance(trainer, FullBatch):
+            # in units of fitness
+            assert a(candidates).mean().item() == pytest.approx(0.75, abs=0.1)
+            assert a.embed(candidates).shape[0] == len(candidates)
             order = torch.tensor(fitness).argsort()
             ranked = a(candidates)[order].argsort().argsort().double()
             assert np.corrcoef(ranked, np.arange(len(order)))[0, 1] > 0.8
         else:
-            untrained = new(torch.Generator().manual_seed(5))
+            untrained = make(set_shares=False, final_activation=True)
             mse = [((p(candidates) - torch.tensor(fitness)) ** 2).mean() for p in (untrained, a)]
             assert mse[1] < mse[0]
+
+
+@pytest.mark.parametrize("bits", [(32.0,), (32.0, 8.0)])
+def test_a_gaussian_process_learns_what_tables_get(bits):
+    space = FitSpace(
+        widths=torch.arange(1, WIDTHS + 1),
+        rows=torch.tensor(ROWS),
+        depth=torch.full((2,), WIDTHS),
+        costs=torch.arange(1, WIDTHS + 1).repeat(len(bits), 1),
+        limit=150 * 4,
+    )
+    drawn = Sampler(space, COUNTS, EXPLORING_FAMILIES)(200, np.random.default_rng(1))
+    fitness = 0.9 - (drawn.shares[:, 0] - 0.4).square() + 0.02 * drawn.precision[:, 1]
+    seen = torch.arange(40)
+    fitted = GaussianProcess()(scene(bits), drawn[seen], fitness[seen].tolist(), 0)
+    error = fitted(drawn[torch.arange(40, 200)]) - fitness[40:]
+    assert error.square().mean().sqrt() < 0.35 * fitness.std()
+    again = GaussianProcess()(scene(bits), drawn[seen], fitness[seen].tolist(), 1)
+    assert torch.equal(again(drawn), fitted(drawn))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_gaussian_process_stands_few_and_equal_probes(candidates, n):
+    one = candidates[[0] * n]
+    fitted = GaussianProcess()(scene(), one, [0.5] * n, 0)
+    assert fitted(candidates).isfinite().all()
+    assert fitted(one).tolist() == pytest.approx([0.5] * n)

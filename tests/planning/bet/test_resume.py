@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,9 +13,14 @@ from pathlib import Path
 
 import pytest
 from fake_workbench import FakeWorkbench
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutations import mutated
 from searches import bet, lines, plan, quality
 
 from bet_torchrec.errors import BetError
+from bet_torchrec.files import FolderInUseError
+from bet_torchrec.files.lines import append_line
 from bet_torchrec.planning import BET
 from bet_torchrec.planning.sizers.bet import History, HistoryError, SingleSamples
 
@@ -149,6 +155,19 @@ DAMAGES = {
 }
 
 
+def signed(path, text):
+    """Write these lines with checksums that fit: what is wrong must be found by its content."""
+    path.unlink()
+    before = 0
+    for line in text:
+        try:
+            value = {k: v for k, v in json.loads(line).items() if k != "crc32"}
+            before = append_line(path, value, before)
+        except (ValueError, AttributeError):
+            with open(path, "ab") as file:
+                file.write((line if isinstance(line, bytes) else line.encode()) + b"\n")
+
+
 def changed(line, **changes):
     return json.dumps({**json.loads(line), **changes}).encode()
 
@@ -160,9 +179,7 @@ def test_a_damaged_line_is_named(tmp_path, damage):
     text = path.read_text().splitlines()
     damaged = DAMAGES[damage](text[2])
     assert damaged != text[2].encode()
-    path.write_bytes(
-        b"\n".join([text[0].encode(), text[1].encode(), damaged, text[3].encode()]) + b"\n"
-    )
+    signed(path, [text[0], text[1], damaged, text[3]])
     with pytest.raises(HistoryError, match="line 3"):
         plan(bet(iterations=3), resume=tmp_path)
 
@@ -174,8 +191,7 @@ def test_sizes_that_this_search_never_tries_are_refused(tmp_path, buckets):
     plan(bet(iterations=3), run_dir=tmp_path)
     path = tmp_path / "history.jsonl"
     text = path.read_text().splitlines()
-    text[2] = changed(text[2], buckets=buckets).decode()
-    path.write_text("\n".join(text) + "\n")
+    signed(path, [*text[:2], changed(text[2], buckets=buckets), *text[3:]])
     with pytest.raises(HistoryError, match="sizes"):
         plan(bet(iterations=3), resume=tmp_path)
 
@@ -188,8 +204,68 @@ def test_a_damaged_retraining_is_named(tmp_path, wrong):
     plan(sizer, workbench=FakeWorkbench(quality), run_dir=tmp_path)
     path = tmp_path / "history.jsonl"
     text = path.read_text().splitlines()
-    text[4] = changed(text[4], **wrong).decode()
-    path.write_text("\n".join(text) + "\n")
+    signed(path, [*text[:4], changed(text[4], **wrong)])
+    before = path.read_bytes()
     with pytest.raises(HistoryError, match="line 5"):
         plan(sizer, workbench=FakeWorkbench(quality), resume=tmp_path)
-    assert os.path.getsize(path) == len("\n".join(text)) + 1  # and left as it is
+    assert path.read_bytes() == before
+
+
+def test_any_flipped_bit_is_noticed(tmp_path):
+    plan(bet(iterations=3), run_dir=tmp_path)
+    path = tmp_path / "history.jsonl"
+    good = path.read_bytes()
+    for at in range(0, len(good) - 1, 7):
+        damaged = bytearray(good)
+        damaged[at] ^= 1 << at % 7
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(HistoryError, match="line [1-4]|another search"):
+            plan(bet(iterations=3), resume=tmp_path)
+
+
+def test_lines_that_are_lost_doubled_or_moved_are_noticed(tmp_path):
+    plan(bet(iterations=4), run_dir=tmp_path)
+    path = tmp_path / "history.jsonl"
+    first, *probes = path.read_bytes().splitlines(keepends=True)
+    for wrong in (probes[1:], [probes[0], *probes], probes[::-1]):
+        path.write_bytes(first + b"".join(wrong))
+        with pytest.raises(HistoryError, match="changed or moved"):
+            plan(bet(iterations=4), resume=tmp_path)
+
+
+def test_two_searches_in_one_folder(tmp_path):
+    """The second would write every probe again, and a later resume end in another plan."""
+    calls = []
+
+    def evaluate(found):
+        if not calls:
+            calls.append(found)
+            with pytest.raises(FolderInUseError, match=f"in use by process {os.getpid()} on"):
+                plan(bet(iterations=3), resume=tmp_path)
+        return quality(found)
+
+    alone = plan(bet(iterations=3))
+    assert plan(bet(iterations=3), evaluate=evaluate, run_dir=tmp_path) == alone
+    assert len(lines(tmp_path)) == 3
+    assert plan(bet(iterations=3), resume=tmp_path) == alone
+
+
+def test_only_our_error_comes_out_of_a_crafted_line(tmp_path_factory):
+    good = tmp_path_factory.mktemp("good")
+    sizer = bet(iterations=3, finalists=1, starts=("full",))
+    plan(sizer, workbench=FakeWorkbench(quality), run_dir=good)
+    text = (good / "history.jsonl").read_text().splitlines()
+
+    @settings(max_examples=80, deadline=None)
+    @given(st.data())
+    def check(data):
+        number = data.draw(st.integers(0, len(text) - 1))
+        wrong = json.dumps(mutated(data.draw, json.loads(text[number])))
+        folder = tmp_path_factory.mktemp("bad")
+        path = folder / "history.jsonl"
+        path.touch()
+        signed(path, [*text[:number], wrong, *text[number + 1 :]])
+        with contextlib.suppress(HistoryError):
+            plan(sizer, workbench=FakeWorkbench(quality), resume=folder)
+
+    check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake_workbench import FakeWorkbench
+from scipy import stats
 from searches import COUNTS, TABLES, bet, lines, plan, quality
 
 from bet_torchrec.errors import BetError, DivergedError, InvalidInputError
@@ -16,13 +17,13 @@ from bet_torchrec.planning.sizers.bet import (
     Dirichlet,
     Flat,
     FullBatch,
+    GaussianProcess,
     SingleSamples,
 )
 
 
 @pytest.mark.parametrize(
-    "sizer",
-    [bet(iterations=20, trainer=FullBatch(steps=40)), BET.paper(iterations=20, finalists=0)],
+    "sizer", [BET(iterations=20, finalists=0), BET.paper(iterations=20, finalists=0)]
 )
 def test_finds_what_is_good(sizer):
     found = plan(sizer)
@@ -116,7 +117,7 @@ def test_small_tables_at_full_width(tmp_path):
 
 
 def test_no_plan_is_tried_twice(tmp_path):
-    plan(bet(iterations=12), widths=(4, 32), run_dir=tmp_path)
+    plan(bet(iterations=12), widths=(4, 16, 32), run_dir=tmp_path)
     tried = [repr((p["buckets"], p["precisions"])) for p in lines(tmp_path)]
     assert len(set(tried)) == len(tried)
 
@@ -209,6 +210,18 @@ def test_full_tables_in_fewer_bits_end_the_search(tmp_path, caplog):
         bench = FakeWorkbench(bench.probe)
         plan(bet(iterations=6, **settings), budget=budget, workbench=bench)
         assert len(bench.probed) == 6
+
+
+def test_predictions_are_in_units_of_fitness_and_their_worth_is_told(tmp_path, caplog):
+    sizer = bet(iterations=16, trainer=GaussianProcess(), strategies=("predicted",))
+    with caplog.at_level("INFO"):
+        found = plan(sizer, run_dir=tmp_path)
+    asked = [p for p in lines(tmp_path) if p["predicted"] is not None]
+    assert len(asked) >= 9
+    assert all(0.4 < p["predicted"] < 1.2 for p in asked)
+    rho = stats.spearmanr([p["predicted"] for p in asked], [p["fitness"] for p in asked]).statistic
+    assert float(found.metadata["prediction_correlation"]) == pytest.approx(rho, abs=0.01)
+    assert f"measured fitness: {rho:.2f}" in caplog.text
 
 
 def test_it_needs_a_way_to_try():

@@ -88,3 +88,20 @@ def test_a_billion_rows():
     )
     plan = EqualSizes()(given)
     assert plan.limit - plan.cost() < 8
+
+
+def test_no_map_is_charged_for_a_table_of_one_width():
+    # int8, 4 wide: 8 bytes a row; maps of 400 + 40 bytes would leave nothing for 110 rows
+    budget = Budget.bytes(1024, purpose="inference", dtype="int8", alignment=1)
+    plan = EqualSizes()(problem(budget, [[1, 2] * 50, [3, 1] * 5], widths=(0, 4, 8)))
+    assert [t.buckets for t in plan.tables] == [(Bucket(4, 100, "int8"),), (Bucket(8, 10, "int8"),)]
+    assert [t.order for t in plan.tables] == [None, None]
+    assert plan.cost() == 896 + 128  # 800 and 120, in blocks of 128
+
+
+def test_a_map_is_paid_for_where_it_pays():
+    budget = Budget.bytes(1024 + 512, purpose="inference", dtype="int8", alignment=1)
+    plan = EqualSizes()(problem(budget, [[1, 2] * 50], widths=(0, 4, 16)))
+    assert plan["t0"].order is not None
+    assert plan.sizes("t0").tolist()[:2] == [4, 16]
+    assert plan.limit - plan.cost() < 128

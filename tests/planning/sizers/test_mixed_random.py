@@ -47,9 +47,14 @@ def test_another_seed_is_another_plan():
 
 
 def test_the_id_map_is_paid_for():
-    budget = Budget.bytes(ROWS * 20, purpose="inference", dtype="int8")
+    budget = Budget.bytes(ROWS * 21, purpose="inference", dtype="int8")
     plan = MixedRandom()(problem(budget, widths=(12, 28)))
-    assert plan.cost() == ROWS * 20  # 16 a row and 4 for its place
-    with pytest.raises(InfeasibleBudgetError, match=f"is {ROWS * 20} bytes") as caught:
-        MixedRandom()(problem(Budget.bytes(ROWS * 19, purpose="inference", dtype="int8"), 0, (12,)))
-    assert "relabel" not in str(caught.value)  # would not help: the order is random
+    assert ROWS * 21 - 128 <= plan.cost() <= ROWS * 21  # 16 a row and 4 for its place, or 32
+    assert plan["t"].buckets[0].rows <= ROWS / 16
+    # rows of one width may lie anywhere
+    plan = MixedRandom()(
+        problem(Budget.bytes(ROWS * 19, purpose="inference", dtype="int8"), 0, (12,))
+    )
+    assert plan.cost() == ROWS * 16
+    with pytest.raises(InfeasibleBudgetError, match=f"is {ROWS * 16} bytes"):
+        MixedRandom()(problem(Budget.bytes(ROWS * 15, purpose="inference", dtype="int8"), 0, (12,)))

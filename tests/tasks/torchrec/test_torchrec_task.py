@@ -153,6 +153,29 @@ def test_a_search_plans_trains_and_deploys(bench, tmp_path):
     assert found == pytest.approx(trained.evaluate().auc, abs=1e-6)
 
 
+def test_a_model_that_was_trained_elsewhere_is_adopted(bench):
+    theirs = model(EmbeddingBagCollection(tables=tables()))
+    full = bench.full()
+    state = {k.removeprefix("model."): v for k, v in full.model.state_dict().items()}
+    theirs.load_state_dict(state, strict=False)
+    collection = theirs.sparse_arch.embedding_bag_collection
+    with torch.no_grad():
+        for name, rows in full.full_tables().items():
+            collection.embedding_bags[name].weight.copy_(rows)
+    other = workbench()
+    adopted = other.adopt(*other.task.parts_of(theirs))
+    assert adopted.quality == pytest.approx(bench.full().quality, abs=1e-9)
+    assert other.identity()["adopted"]
+    assert other.identity() != bench.identity()
+    plan = plan_of(other.task, 0.5)
+    cut = [b.fine_tune(plan, epochs=0).quality for b in (bench, other)]
+    assert cut[0] == pytest.approx(cut[1], abs=1e-9)
+    with pytest.raises(InvalidInputError, match="before anything"):
+        other.adopt(*other.task.parts_of(theirs))
+    with pytest.raises(InvalidInputError, match="got none"):
+        other.task.parts_of(torch.nn.Linear(1, 1))
+
+
 def test_own_losses_and_metrics():
     seen = []
 

@@ -11,11 +11,12 @@ from .families import (
     TruncatedNormal,
 )
 from .history import History, HistoryError, Probe
-from .predictor import FitnessPredictor
+from .predictor import FitnessPredictor, Predictor, Scene
 from .sampler import Candidates, Sampler
 from .settings import BET
 from .shares import Dirichlet, Informed
-from .training import FullBatch, SingleSamples
+from .surrogate import GaussianProcess
+from .training import FullBatch, SingleSamples, Trainer
 
 __all__ = [
     "BET",
@@ -27,14 +28,18 @@ __all__ = [
     "FitnessPredictor",
     "Flat",
     "FullBatch",
+    "GaussianProcess",
     "History",
     "HistoryError",
     "Informed",
     "LogNormal",
     "PowerLaw",
+    "Predictor",
     "Probe",
     "Sampler",
+    "Scene",
     "SingleSamples",
+    "Trainer",
     "TruncatedExponential",
     "TruncatedNormal",
 ]

@@ -64,6 +64,9 @@ class Anchors:
             boundaries = equal_boundaries(self._problem, self._precisions[number])
             return self._sampler.flat(boundaries[None], number)
         kind, what = self._others[number - self.equal]
+        return self._sampler.settled(self._other(kind, what, precision))
+
+    def _other(self, kind: AnchorKind, what: object, precision: int) -> Candidates:
         if kind == "subset":
             assert isinstance(what, tuple)
             return self._sampler.shaped(self._only(what), precision)

@@ -6,22 +6,25 @@ written and synced before the next iteration starts, so a crash loses at most th
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ....errors import BetError
+from ....files.lines import LineError, append_line, read_lines
 from ....outcome import Outcome, State
+from ....strict import typed
 from ..workbench import Start
 from .sampler import Candidates
 
-FORMAT = 2
+FORMAT = 3
 
 
 class HistoryError(BetError, ValueError):
@@ -35,7 +38,7 @@ class Probe:
     strategy: why it was tried. state: what came of it; only "ok" ones are learnt from.
     fitness: Eq. 12; None where it diverged. predicted: the fitness that the predictor expected, if
     it was asked. seconds: its cost. families, beta, shares, precisions: one a table.
-    buckets: a table: [width, rows], widest first.
+    buckets: a table: (width, rows), widest first.
     """
 
     iteration: int
@@ -48,7 +51,12 @@ class Probe:
     beta: list[float]
     shares: list[float]
     precisions: list[str]
-    buckets: list[list[list[int]]]
+    buckets: list[list[tuple[int, int]]]
+
+    def __post_init__(self) -> None:
+        _check(self.state, self.fitness)
+        if self.iteration < 0 or any(n < 0 for table in self.buckets for b in table for n in b):
+            raise ValueError("iterations, widths and rows should be 0 or more")
 
     @property
     def ok(self) -> bool:
@@ -66,6 +74,16 @@ class Retraining:
     state: State
     quality: float | None
 
+    def __post_init__(self) -> None:
+        _check(self.state, self.quality)
+        if self.iteration < 0 or self.seed < 0:
+            raise ValueError("iteration and seed should be 0 or more")
+
+
+def _check(state: State, measured: float | None) -> None:
+    if state == "ok" and measured is None:
+        raise ValueError('a state of "ok" should come with a number')
+
 
 Key = tuple[int, Start, int]  # iteration, start, seed
 
@@ -81,6 +99,7 @@ class History:
     path: Path | None = None
     probes: list[Probe] = field(default_factory=list)
     retrained: dict[Key, Retraining] = field(default_factory=dict)
+    checksum: int = 0  # of the last line of the file
 
     @classmethod
     def open(cls, path: Path | None, header: Mapping[str, Any], *, resume: bool) -> History:
@@ -126,6 +145,17 @@ class History:
             return None
         return math.fsum(_known(r.quality) for r in found) / len(found)
 
+    def prediction_correlation(self) -> float | None:
+        """Spearman's, of the fitness that was predicted and the one that was got.
+
+        None where fewer than five predictions were tried, or all said or got the same.
+        """
+        pairs = [(p.predicted, p.fitness) for p in self.ok if p.predicted is not None]
+        ranks = [_ranks(np.array(column, dtype=np.float64)) for column in zip(*pairs, strict=True)]
+        if len(pairs) < 5 or any(np.ptp(column) == 0 for column in ranks):
+            return None
+        return float(np.asarray(np.corrcoef(ranks))[0, 1])
+
     def add(self, probe: Probe) -> None:
         """Append a probe."""
         self._append({"kind": "probe", **vars(probe)})
@@ -147,122 +177,62 @@ class History:
     def _append(self, line: Mapping[str, Any]) -> None:
         if self.path is None:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self.checksum = append_line(self.path, line, self.checksum)
 
     def _load(self, path: Path) -> None:
-        lines, whole = read_lines(path)
-        if not lines:  # not even the header survived
-            os.truncate(path, 0)
+        try:
+            found = read_lines(path)
+        except LineError as error:
+            raise _broken(path, error) from error
+        if found.size != path.stat().st_size:
+            os.truncate(path, found.size)
+        if not found.values:  # not even the header survived
             self._append(self.header)
             return
-        different = list(_differences(lines[0], self.header))
+        different = list(_differences(found.values[0], self.header))
         if different:
             raise HistoryError(
                 f"{path} is of another search ({'; '.join(different)}). Resume with the same "
                 "settings, data and way to try a plan, or use another run folder."
             )
-        for number, line in enumerate(lines[1:], 2):
+        for number, line in enumerate(found.values[1:], 2):
             try:
-                self._take(line)
-            except (ValueError, TypeError, LookupError) as error:
-                raise _broken(path, number, error) from None
-        if whole != path.stat().st_size:
-            os.truncate(path, whole)
+                self._take(line.pop("kind", None), line)
+            except ValueError as error:
+                raise _broken(path, f"line {number}: {error}") from error
+        self.checksum = found.checksum
 
-    def _take(self, line: Mapping[str, Any]) -> None:
-        """One line after the header; raises what its reader turns into a HistoryError."""
-        entry = {key: value for key, value in line.items() if key != "kind"}
-        if line.get("kind") == "probe":
-            probe = Probe(**entry)
-            _check(probe)
+    def _take(self, kind: Any, line: dict[str, Any]) -> None:
+        """One line after the header; raises ValueError where it makes no sense."""
+        if kind == "probe":
+            probe = typed(line, Probe, kind)
             if probe.iteration != len(self.probes):
                 raise ValueError(f"iteration should be {len(self.probes)}, got {probe.iteration}")
             self.probes.append(probe)
-        elif line.get("kind") == "retrained":
-            again = Retraining(**entry)
-            _check(again)
-            if again.start not in get_args(Start) or not again.iteration < len(self.probes):
+        elif kind == "retrained":
+            again = typed(line, Retraining, kind)
+            if not again.iteration < len(self.probes):
                 raise ValueError("it retrains nothing that was tried")
             self.retrained[(again.iteration, again.start, again.seed)] = again
         else:
-            raise ValueError(f"kind should be 'probe' or 'retrained', got {line.get('kind')!r}")
+            raise ValueError(f"kind should be 'probe' or 'retrained', got {kind!r}")
 
 
-def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The JSON objects of a file's whole lines, and how many bytes these are.
-
-    A line that a crash cut short is not a line.
-
-    Raises:
-        HistoryError: a line is no JSON object in UTF-8, or holds what JSON has no number for.
-    """
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    lines = []
-    for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
-        try:
-            entry = json.loads(line.decode("utf-8"), parse_constant=_no_number)
-            if not isinstance(entry, dict):
-                raise ValueError(f"expected an object, got {type(entry).__name__}")
-        except (ValueError, RecursionError) as error:
-            raise _broken(path, number, error) from None
-        lines.append(entry)
-    return lines, whole
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
-
-
-def _broken(path: Path, number: int, error: Exception) -> HistoryError:
+def _broken(path: Path, why: object) -> HistoryError:
     return HistoryError(
-        f"{path}, line {number}, is not what a search's history holds "
-        f"({type(error).__name__}: {error}). Move the file away to start afresh."
+        f"{path} is not what a search's history holds, {why}. Move the file away to start afresh."
     )
-
-
-def _check(line: Probe | Retraining) -> None:
-    """Raise ValueError unless all fields are of their types."""
-    tests = {
-        "int": lambda v: _whole(v),
-        "str": lambda v: isinstance(v, str),
-        "float": lambda v: _finite(v),
-        "float | None": lambda v: v is None or _finite(v),
-        "State": lambda v: v in get_args(State),
-        "Start": lambda v: v in get_args(Start),
-        "list[str]": lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v),
-        "list[float]": lambda v: isinstance(v, list) and all(_finite(x) for x in v),
-        "list[list[list[int]]]": lambda v: isinstance(v, list) and all(map(_is_buckets, v)),
-    }
-    for each in fields(line):
-        value = getattr(line, each.name)
-        if not tests[str(each.type)](value):
-            raise ValueError(f"{each.name} should be {each.type}, got {value!r}")
-    measured = line.fitness if isinstance(line, Probe) else line.quality
-    if line.state == "ok" and measured is None:
-        raise ValueError('a state of "ok" should come with a number')
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _finite(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) < 1.8e308
-
-
-def _is_buckets(value: Any) -> bool:
-    pairs = isinstance(value, list) and all(isinstance(b, list) and len(b) == 2 for b in value)
-    return pairs and all(_whole(x) for bucket in value for x in bucket)
 
 
 def _known(number: float | None) -> float:
     assert number is not None
     return number
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From 1; equal values share the mean of theirs."""
+    _, place, times = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((times.cumsum() - (times - 1) / 2)[place])
 
 
 def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
@@ -274,16 +244,16 @@ def _differences(there: Any, now: Any, name: str = "") -> Iterator[str]:
         yield f"{name}: {there!r} there, {now!r} now"
 
 
-def to_buckets(boundaries: torch.Tensor, widths: torch.Tensor) -> list[list[list[int]]]:
-    """(F, W) boundaries as [width, rows] lists, widest first, empty ones left out."""
+def to_buckets(boundaries: torch.Tensor, widths: torch.Tensor) -> list[list[tuple[int, int]]]:
+    """(F, W) boundaries as (width, rows) pairs, widest first, empty ones left out."""
     rows = boundaries.diff(dim=-1, append=boundaries.new_zeros(len(boundaries), 1)).neg()
     return [
-        [[int(widths[k]), int(table[k])] for k in reversed(range(len(widths))) if table[k]]
+        [(int(widths[k]), int(table[k])) for k in reversed(range(len(widths))) if table[k]]
         for table in rows
     ]
 
 
-def to_boundaries(buckets: list[list[list[int]]], widths: torch.Tensor) -> torch.Tensor:
+def to_boundaries(buckets: list[list[tuple[int, int]]], widths: torch.Tensor) -> torch.Tensor:
     """(F, W) again, from what to_buckets made."""
     rows = torch.zeros(len(buckets), len(widths), dtype=torch.int64)
     place = {int(w): k for k, w in enumerate(widths)}

@@ -2,7 +2,8 @@
 
 Rows enter only through their count, so each *distinct* count is encoded once, prefix sums along
 the rank give the sum over any bucket as a difference of two entries, and the sets that are empty
-(most of 128) share one code a width. Equal to the equations, and independent of the rows.
+(most of 128) share one code a width. Equal to the equations up to 128 distinct counts a table,
+near them beyond, and independent of the rows.
 
 Legend: m candidates, F tables, W widths, P precisions, G distinct counts, S non-empty sets.
 """
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...counts import RowCounts
@@ -22,7 +25,29 @@ from .sampler import Candidates
 
 CODE = 16  # of a row
 HIDDEN = 64  # of a set, and of a candidate
+MOST_GROUPS = 128  # of counts a table; more distinct ones share their neighbours' mean
 CHUNK = 400  # candidates at a time, so that their sets stay in the cache
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scene:
+    """What a predictor may know. counts: one a table. widths: (W,), ascending. d_max: the full
+    size. bits: a weight's, of each precision."""
+
+    counts: Sequence[RowCounts]
+    widths: Tensor
+    d_max: int
+    bits: Sequence[float] = (32.0,)
+
+
+class Predictor(Protocol):
+    """Says of candidates how fit they probably are, and where they lie."""
+
+    def __call__(self, candidates: Candidates) -> Tensor:
+        """(m,) predicted fitness."""
+
+    def embed(self, candidates: Candidates) -> Tensor:
+        """(m, h) codes: candidates whose codes are near are alike."""
 
 
 def _mlp(inputs: int, hidden: int, outputs: int, *, final_activation: bool = True) -> nn.Sequential:
@@ -34,10 +59,7 @@ class FitnessPredictor(nn.Module):
     """Predicts the fitness of candidates.
 
     Args:
-        counts: one a table.
-        widths: (W,) allowed widths, ascending.
-        d_max: the full size, by which widths are scaled.
-        bits: bits a weight of each precision, (32,) if there is only one.
+        scene: tables, widths (scaled by d_max) and bits.
         set_shares: give the size encoder also each set's share of the rows and of the dimensions.
         final_activation: the paper's LeakyReLU on the output too.
         generator: initial weights.
@@ -48,24 +70,22 @@ class FitnessPredictor(nn.Module):
 
     def __init__(
         self,
-        counts: Sequence[RowCounts],
-        widths: Tensor,
+        scene: Scene,
         *,
-        d_max: int,
-        bits: Sequence[float] = (32.0,),
         set_shares: bool = True,
         final_activation: bool = False,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.row_encoders = nn.ModuleList(_mlp(1, CODE, CODE) for _ in counts)
-        extra = 2 * set_shares + (len(bits) > 1)
+        self.row_encoders = nn.ModuleList(_mlp(1, CODE, CODE) for _ in scene.counts)
+        extra = 2 * set_shares + (len(scene.bits) > 1)
         self.size_encoder = _mlp(CODE + 1 + extra, HIDDEN, HIDDEN)
         self.decoder = _mlp(HIDDEN, HIDDEN, 1, final_activation=final_activation)
-        self._set_shares, self._precisions = set_shares, len(bits)
-        self._index = [_RankIndex(c) for c in counts]
-        self.register_buffer("_size", widths.to(torch.float32) / d_max)
-        self.register_buffer("_bits", torch.tensor(bits, dtype=torch.float32) / 32.0)
+        self._set_shares, self._precisions = set_shares, len(scene.bits)
+        self._index = [_RankIndex(c) for c in scene.counts]
+        self.register_buffer("_size", scene.widths.to(torch.float32) / scene.d_max)
+        self.register_buffer("_bits", torch.tensor(scene.bits, dtype=torch.float32) / 32.0)
+        self._unit = (0.0, 1.0)
         with torch.no_grad():
             for layer in self.modules():
                 if isinstance(layer, nn.Linear):
@@ -74,8 +94,13 @@ class FitnessPredictor(nn.Module):
                     layer.bias.uniform_(-bound, bound, generator=generator)
 
     def forward(self, candidates: Candidates | CandidateSets) -> Tensor:
-        """(m,) predicted fitness, Eq. 10."""
-        return self.decoder(self.embed(candidates)).squeeze(-1)
+        """(m,) predicted fitness, Eq. 10, in the unit that it was trained in."""
+        mean, spread = self._unit
+        return mean + spread * self.decoder(self.embed(candidates)).squeeze(-1)
+
+    def in_units_of(self, mean: float, spread: float) -> None:
+        """Say that what the layers give is in ``spread`` from ``mean``."""
+        self._unit = (mean, spread)
 
     def embed(self, candidates: Candidates | CandidateSets) -> Tensor:
         """(m, 64) the candidates' embeddings h, Eq. 9."""
@@ -162,6 +187,15 @@ class CandidateSets:
     members: list[tuple[Tensor, _Place, Tensor]]
 
 
+def _group_starts(counts: RowCounts) -> NDArray[np.int64]:
+    """Where groups of neighbouring counts begin: half of them even in log count, half in rank."""
+    log = np.log1p(counts.values.astype(np.float64))
+    by_count = np.searchsorted(-log, -np.linspace(log[0], log[-1], MOST_GROUPS // 2))
+    by_rank = np.searchsorted(counts.ends, np.geomspace(1, counts.rows, MOST_GROUPS // 2))
+    starts = np.unique(np.concatenate([[0], by_count, by_rank]))
+    return np.asarray(starts[starts < len(log)])
+
+
 _Place = tuple[Tensor, Tensor]  # group of equal counts, rows into that group
 
 
@@ -169,10 +203,15 @@ class _RankIndex:
     """Sums of row codes up to any rank, from the distinct counts alone."""
 
     def __init__(self, counts: RowCounts) -> None:
-        values = torch.tensor(counts.values).to(torch.float64)
-        self._rows = torch.tensor(counts.multiplicity).to(torch.int64)
+        rows, occurrences = counts.multiplicity, counts.values * counts.multiplicity.astype(float)
+        if len(rows) > MOST_GROUPS:
+            first = _group_starts(counts)
+            rows, occurrences = np.add.reduceat(rows, first), np.add.reduceat(occurrences, first)
+        values = torch.tensor(occurrences / rows)
+        self._rows = torch.tensor(rows).to(torch.int64)
         self._starts = torch.nn.functional.pad(self._rows.cumsum(0), (1, 0))  # G + 1
-        self.frequency = (values / values.max().clamp(min=1)).to(torch.float32)[:, None]  # G, 1
+        frequency = values / max(int(counts.values[0]), 1)
+        self.frequency = frequency.to(torch.float32)[:, None]  # G, 1
 
     def locate(self, rank: Tensor) -> _Place:
         group = torch.searchsorted(self._starts, rank, right=True) - 1

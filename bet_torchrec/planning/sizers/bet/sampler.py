@@ -8,9 +8,10 @@ follows from the distribution's survival function alone: O(widths) a candidate, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from torch import Tensor
 from ....errors import InvalidInputError
 from ...counts import RowCounts
 from ...fit import FitSpace, Profile, fit
-from ...settle import bucket_rows
-from .families import PAPER_FAMILIES, Family
+from ...settle import bucket_rows, settle
+from .families import PAPER_FAMILIES, Family, Knots
 from .shares import Dirichlet, Shares, move_mass
 
 
@@ -54,6 +55,8 @@ class Sampler:
 
     draws: "quantiles" (closed form) or "iid" (the paper's literal draws, O(rows) each).
     shares: how the tables' shares are drawn, see ``shares.py``.
+    exact: spend the budget to the last byte; without it candidates come much faster where tables
+        are aligned, and the one that is taken is to be ``settled``.
     """
 
     space: FitSpace
@@ -61,6 +64,7 @@ class Sampler:
     families: Sequence[Family] = PAPER_FAMILIES
     draws: Literal["quantiles", "iid"] = "quantiles"
     shares: Shares = field(default_factory=Dirichlet)
+    exact: bool = True
 
     def __call__(self, m: int, rng: np.random.Generator) -> Candidates:
         """Draw m candidates: shares, then a family, a beta and a precision a table."""
@@ -151,8 +155,18 @@ class Sampler:
             if rng is None:
                 raise InvalidInputError('draws="iid" needs a random generator; pass rng')
             profile = _Draws(self, family.flatten(), beta.flatten(), rng)
-        boundaries = fit(self.space, profile, shares=shares, precision=precision)
+        boundaries = fit(self.space, profile, shares=shares, precision=precision, exact=self.exact)
         return self._candidates(boundaries, precision=precision, family=family, beta=beta)
+
+    def settled(self, candidates: Candidates) -> Candidates:
+        """The same, the budget spent to the last byte."""
+        steps = self.space.steps(candidates.precision)
+        return self._candidates(
+            settle(candidates.boundaries, steps, self.space.limit),
+            precision=candidates.precision,
+            family=candidates.family,
+            beta=candidates.beta,
+        )
 
     def _candidates(self, boundaries: Tensor, *, precision: Tensor, **more: Tensor) -> Candidates:
         """With the shares that the tables really have, so that what is moved later is there."""
@@ -178,6 +192,11 @@ class Sampler:
     def _beta_max(self) -> Tensor:
         return torch.tensor([f.beta_max for f in self.families], dtype=torch.float64)
 
+    @cached_property
+    def knots(self) -> Knots:
+        """The tables' counts, for families that use them."""
+        return Knots.of(self.counts)
+
     def _rows(self) -> NDArray[np.float64]:
         return np.array([c.rows for c in self.counts], dtype=np.float64)
 
@@ -189,54 +208,52 @@ class _Quantiles:
     """The fit's profile in closed form. Problems are grouped so that a family runs once."""
 
     def __init__(self, sampler: Sampler, family: Tensor, beta: Tensor) -> None:
-        self._sampler = sampler
-        self._beta = beta
+        self._families, self._family, self._beta = sampler.families, family, beta
         self._log_widths = sampler.space.widths.clamp(min=1e-3).to(torch.float64).log()
-        tables = len(sampler.counts)
-        table = torch.arange(len(family)) % tables
-        # a family that looks at the counts runs a table, the others once for all tables
-        own = torch.tensor([f.uses_counts for f in sampler.families])
-        self._kind = family * tables + torch.where(own[family], table, 0)
-        self._groups = [
-            (int(kind), sampler.families[int(kind) // tables], sampler.counts[int(kind) % tables])
-            for kind in self._kind.unique()
-        ]
-        self._rows = sampler.space.rows.to(torch.float64)[table]
+        self._table = torch.arange(len(family)) % len(sampler.counts)
+        self._rows = sampler.space.rows.to(torch.float64)[self._table]
+        self._knots = {dtype: sampler.knots.to(dtype) for dtype in (torch.float32, torch.float64)}
+
+    def _groups(self, which: Tensor, dtype: torch.dtype) -> Iterator[_Group]:
+        """For each family that problems ``which`` have: them, by place in ``which``."""
+        family = self._family[which]
+        for f, each in enumerate(self._families):
+            n = (family == f).nonzero().flatten()
+            if len(n):
+                mine = which[n]
+                knots = self._knots[dtype].take(self._table[mine]) if each.uses_counts else None
+                yield _Group(each, n, self._beta[mine, None].to(dtype), knots)
+
+    def _log_quantiles(self, log_u: Tensor) -> Tensor:
+        """(P, q) for (P, q)."""
+        result = torch.empty_like(log_u)
+        for family, n, beta, knots in self._groups(torch.arange(len(log_u)), torch.float64):
+            result[n] = family.log_quantile(log_u[n], beta, knots)
+        return result
 
     def log_span(self) -> tuple[Tensor, Tensor]:
         half = 0.5 / self._rows
-        low, high = torch.empty_like(half), torch.empty_like(half)
-        for kind, family, counts in self._groups:
-            n = (self._kind == kind).nonzero().flatten()
-            beta = self._beta[n]
-            top = family.log_quantile(torch.log1p(-half[n]), beta, counts)
-            bottom = family.log_quantile(half[n].log(), beta, counts)
-            # one part in a hundred beyond, so that rounding at the ends cannot matter
-            low[n] = self._log_widths[0] - top - 0.01
-            high[n] = self._log_widths[-1] - bottom + 0.01
-        return low, high
+        ends = self._log_quantiles(torch.stack([torch.log1p(-half), half.log()], -1))
+        # one part in a hundred beyond, so that rounding at the ends cannot matter
+        return self._log_widths[0] - ends[:, 0] - 0.01, self._log_widths[-1] - ends[:, 1] + 0.01
 
     def log_mean(self) -> Tensor:
         levels = ((torch.arange(8) + 0.5) / 8).double().log()
-        result = torch.empty_like(self._rows)
-        for kind, family, counts in self._groups:
-            n = (self._kind == kind).nonzero().flatten()
-            beta = self._beta[n].repeat_interleave(8)
-            quantiles = family.log_quantile(levels.repeat(len(n)), beta, counts).view(-1, 8)
-            result[n] = quantiles.logsumexp(-1) - math.log(8)
-        return result
+        return self._log_quantiles(levels.repeat(len(self._rows), 1)).logsumexp(-1) - math.log(8)
 
     def rows_at_least(self, log_scale: Tensor, which: Tensor) -> Tensor:
-        dtype = log_scale.dtype
-        log_widths, kinds = self._log_widths.to(dtype), self._kind[which]
-        result = log_scale.new_empty(len(which), len(log_widths))
-        for kind, family, counts in self._groups:
-            n = (kinds == kind).nonzero().flatten()
-            if len(n):
-                log_x = log_widths - log_scale[n, None]
-                beta, rows = (v[which[n], None].to(dtype) for v in (self._beta, self._rows))
-                result[n] = family.survival(log_x, beta, counts).mul_(rows)
-        return result
+        log_x = self._log_widths.to(log_scale.dtype) - log_scale[:, None]
+        result = torch.empty_like(log_x)
+        for family, n, beta, knots in self._groups(which, log_scale.dtype):
+            result[n] = family.survival(log_x[n], beta, knots)
+        return result.mul_(self._rows[which, None].to(log_scale.dtype))
+
+
+class _Group(NamedTuple):
+    family: Family
+    problems: Tensor
+    beta: Tensor  # (n, 1)
+    knots: Knots | None
 
 
 class _Draws:
@@ -248,10 +265,12 @@ class _Draws:
         self._log_widths = sampler.space.widths.clamp(min=1e-3).to(torch.float64).log()
         self._sorted: list[Tensor] = []
         for i, (f, b) in enumerate(zip(family.tolist(), beta, strict=True)):
-            counts = sampler.counts[i % len(sampler.counts)]
-            log_u = -torch.from_numpy(rng.standard_exponential(counts.rows))  # log of uniforms
-            draws = sampler.families[f].log_quantile(log_u, b.expand(counts.rows), counts)
-            self._sorted.append(draws.sort().values)
+            t = i % len(sampler.counts)
+            uniforms = rng.standard_exponential(sampler.counts[t].rows)  # minus their logs
+            log_u = -torch.from_numpy(uniforms)[None]
+            knots = sampler.knots.take(torch.tensor([t]))
+            draws = sampler.families[f].log_quantile(log_u, b.view(1, 1), knots)
+            self._sorted.append(draws[0].sort().values)
 
     def log_span(self) -> tuple[Tensor, Tensor]:
         top = torch.stack([s[-1] for s in self._sorted])

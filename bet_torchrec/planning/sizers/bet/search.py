@@ -10,7 +10,8 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +19,16 @@ import torch
 from tqdm.auto import tqdm
 
 from ....errors import DivergedError
+from ....files import holding
 from ...budget import BITS
 from ...fit import minimum_cost
 from ...plan import SizePlan
+from ..id_maps import spend_unneeded_maps
 from ..problem import SizingProblem
 from .anchors import Anchors
 from .finals import choose_finalists, retrain, warn_of_no_retraining
 from .history import History, HistoryError, Probe, to_boundaries, to_buckets, to_candidates
-from .predictor import FitnessPredictor
+from .predictor import Predictor, Scene
 from .sampler import Candidates, Sampler, concatenate
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PARENTS = 5  # the fittest, around which mutants are drawn
+TRIES = 10  # of candidates that turn out to have been tried, before one is tried again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +62,27 @@ class Search:
         self._precisions = _affordable(problem)
         self.space = problem.fit_space(precisions=self._precisions)
         self.sampler = Sampler(
-            self.space, problem.counts, settings.families, settings.draws, settings.shares
+            self.space,
+            problem.counts,
+            settings.families,
+            settings.draws,
+            settings.shares,
+            exact=False,
+        )
+        self._scene = Scene(
+            counts=problem.counts,
+            widths=self.space.widths,
+            d_max=max(table.embedding_dim for table in problem.tables),
+            bits=[BITS[precision] for precision in self._precisions],
         )
         self._families = [f.name for f in settings.families]
         self._anchors = Anchors(problem, self.sampler, self._precisions)
-        self.history = self._team.together("the history", self._open)
-        self.history.probes, self.history.retrained = self._team.broadcast(
-            (self.history.probes, self.history.retrained)
-        )
+        with ExitStack() as folder:  # two searches there would each write every probe
+            self.history = self._team.together("the history", lambda: self._open(folder))
+            self.history.probes, self.history.retrained = self._team.broadcast(
+                (self.history.probes, self.history.retrained)
+            )
+            self._folder = folder.pop_all()
 
     def run(self) -> SizePlan:
         """Search to the end.
@@ -73,6 +90,10 @@ class Search:
         Raises:
             DivergedError: no plan that was tried came to a quality.
         """
+        with self._folder:
+            return self._run()
+
+    def _run(self) -> SizePlan:
         done = len(self.history.probes)
         total = max(self.settings.iterations, self._anchors.equal * self.settings.anchored)
         shown = self.problem.progress and self._team.rank == 0
@@ -115,27 +136,49 @@ class Search:
         rng = np.random.default_rng([self.problem.seed, t])
         if self.settings.anchored and (number := self._anchors.due(t)) is not None:
             anchor = self._anchors.candidate(number, self._best_precision())
-            if number < self._anchors.equal or not self._are_tried(anchor)[0]:
-                return Choice(candidate=anchor, strategy=self._anchors.kind(number))
+            kind = self._anchors.kind(number)
+            new = anchor if kind == "anchor" else self._first_new(anchor, [0])
+            if new is not None:
+                return Choice(candidate=new, strategy=kind)
         strategy = self.settings.strategies[t % len(self.settings.strategies)]
         if not self.history.ok and strategy != "random":
             strategy = "random"
         candidates = self._draw(strategy, rng)
         if strategy in ("random", "local"):
-            return Choice(
-                candidate=candidates[[int(rng.integers(len(candidates)))]], strategy=strategy
-            )
+            order = rng.permutation(len(candidates)).tolist()
+            return Choice(candidate=self._taken(candidates, order), strategy=strategy)
         predictor = self._trained_predictor()
         with torch.no_grad():
-            predicted = predictor(candidates)
             if strategy == "predicted":
-                best = int(predicted.argmax())
+                order = predictor(candidates).argsort(descending=True).tolist()
             else:
                 target = predictor.embed(self._tried(self.history.best()))
-                best = int((predictor.embed(candidates) - target).norm(dim=-1).argmin())
-        return Choice(
-            candidate=candidates[[best]], strategy=strategy, predicted=float(predicted[best])
+                distance = (predictor.embed(candidates) - target).norm(dim=-1)
+                order = distance.argsort().tolist()
+            taken = self._taken(candidates, order)
+            predicted = float(predictor(taken)[0])
+        return Choice(candidate=taken, strategy=strategy, predicted=predicted)
+
+    def _taken(self, candidates: Candidates, order: Sequence[int]) -> Candidates:
+        """The first in this order that was not tried yet, its budget spent to the last byte."""
+        found = self._first_new(candidates, order[:TRIES])
+        return found if found is not None else self._settled(candidates[[order[0]]])
+
+    def _settled(self, one: Candidates) -> Candidates:
+        """One candidate, its budget spent to the last byte, id maps that it doesn't need too."""
+        settled = self.sampler.settled(one)
+        boundaries = spend_unneeded_maps(
+            self.problem, self.space, settled.boundaries[0], settled.precision[0].tolist()
         )
+        return replace(settled, boundaries=boundaries[None])
+
+    def _first_new(self, candidates: Candidates, order: Sequence[int]) -> Candidates | None:
+        known = set(_contents(self._tried(self.history.probes))) if self.history.probes else set()
+        for i in order:
+            settled = self._settled(candidates[[i]])
+            if _contents(settled)[0] not in known:
+                return settled
+        return None
 
     def _best_precision(self) -> int:
         """That of the best equal sizes so far."""
@@ -143,42 +186,19 @@ class Search:
         return self._precisions.index(equal[0].precisions[0]) if equal else 0
 
     def _draw(self, strategy: str, rng: np.random.Generator) -> Candidates:
-        """New candidates: none that was tried, as long as there are others."""
+        """Drawn anew, or around the best few."""
         m, parents = self.settings.candidates, self.history.best(PARENTS)
         mutants = int(m * self.settings.mutants) if len(parents) == PARENTS else 0
-        if strategy == "local" and parents:
+        if strategy == "local":
             mutants = m
         parts = [self.sampler(m - mutants, rng)] if mutants < m else []
         if mutants:
             parts.append(self.sampler.around(self._tried(parents), mutants, rng))
-        drawn = concatenate(parts)
-        new = [i for i, tried in enumerate(self._are_tried(drawn)) if not tried]
-        return drawn[new] if new else drawn
+        return concatenate(parts)
 
-    def _are_tried(self, candidates: Candidates) -> list[bool]:
-        """Of each candidate, whether the history has its sizes and precisions."""
-        probes = self.history.probes
-        known = _contents(self._tried(probes)) if probes else []
-        return [content in set(known) for content in _contents(candidates)]
-
-    def _trained_predictor(self) -> FitnessPredictor:
+    def _trained_predictor(self) -> Predictor:
         return self.settings.trainer(
-            self._new_predictor,
-            self._tried(self.history.ok),
-            self.history.fitness(),
-            self.problem.seed,
-        )
-
-    def _new_predictor(self, generator: torch.Generator) -> FitnessPredictor:
-        trainer = self.settings.trainer
-        return FitnessPredictor(
-            self.problem.counts,
-            self.space.widths,
-            d_max=max(t.embedding_dim for t in self.problem.tables),
-            bits=[BITS[precision] for precision in self._precisions],
-            set_shares=trainer.set_shares,
-            final_activation=trainer.final_activation,
-            generator=generator,
+            self._scene, self._tried(self.history.ok), self.history.fitness(), self.problem.seed
         )
 
     def _tried(self, probes: Sequence[Probe]) -> Candidates:
@@ -199,15 +219,22 @@ class Search:
             return None
         for probe in self.history.ok:
             full = all(
-                buckets == [[spec.embedding_dim, spec.num_embeddings]]
+                [tuple(b) for b in buckets] == [(spec.embedding_dim, spec.num_embeddings)]
                 for buckets, spec in zip(probe.buckets, self.problem.tables, strict=True)
             )
             if full and probe.fitness is not None and probe.fitness >= 1 - tolerance:
                 return probe
         return None
 
+    def _report_predictions(self) -> None:
+        """Say how well fitness was predicted, so that a predictor that does not help is seen."""
+        rho = self.history.prediction_correlation()
+        if rho is not None and self._team.rank == 0:
+            _log.info("rank correlation of predicted and measured fitness: %.2f", rho)
+
     def _finish(self) -> SizePlan:
         """Selective retraining (Eq. 14), on validation; without a way to, the fittest wins."""
+        self._report_predictions()
         if not self.history.ok:
             raise DivergedError(
                 f"none of the {len(self.history.probes)} plans that were tried came to a quality: "
@@ -248,6 +275,8 @@ class Search:
         metadata["iteration"] = str(probe.iteration)
         if probe.fitness is not None:
             metadata["fitness"] = f"{probe.fitness:.6g}"
+        if (rho := self.history.prediction_correlation()) is not None:
+            metadata["prediction_correlation"] = f"{rho:.2f}"
         return self._plan(to_boundaries(probe.buckets, self.space.widths), precision, metadata)
 
     def _plan(
@@ -263,9 +292,10 @@ class Search:
             metadata=metadata or {},
         )
 
-    def _open(self) -> History:
-        """The history; on other ranks than the first in memory alone."""
+    def _open(self, held: ExitStack) -> History:
+        """The history; on other ranks than the first in memory alone. held: gets its folder."""
         folder = self.problem.run_dir if self._team.rank == 0 else None
+        held.enter_context(holding(folder))
         path = None if folder is None else folder / "history.jsonl"
         history = History.open(path, self._header(), resume=self.problem.resume)
         try:
@@ -301,5 +331,5 @@ def _affordable(problem: SizingProblem) -> list[str]:
     """The precisions in which every row at its smallest width is within the budget."""
     space, tables = problem.space, len(problem.tables)
     each = torch.arange(len(space.costs))[:, None].expand(-1, tables)
-    fits = (minimum_cost(space, each) <= space.limit).tolist()
-    return [p for p, ok in zip(problem.precisions, fits, strict=True) if ok]
+    least = minimum_cost(space, each).tolist()  # rows that are alike need no id maps
+    return [p for p, n in zip(problem.precisions, least, strict=True) if n <= problem.limit]

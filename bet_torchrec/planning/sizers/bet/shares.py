@@ -62,7 +62,8 @@ class Informed:
         shares = np.exp(log - log.max(-1, keepdims=True))
         out = rng.random((m, tables)) < min(self.leave_out / tables, 0.5)
         out[out.all(-1)] = False
-        shares[out] *= NOTHING
+        shares[out] = 0.0
+        shares = (shares / shares.sum(-1, keepdims=True)).clip(min=NOTHING)
         return np.asarray(shares / shares.sum(-1, keepdims=True))
 
 

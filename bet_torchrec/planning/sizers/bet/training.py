@@ -5,7 +5,7 @@ Both ways depend on the seed and the history alone, so a resumed search needs no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,31 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .predictor import FitnessPredictor
+from .predictor import FitnessPredictor, Predictor, Scene
 from .sampler import Candidates
-
-NewPredictor = Callable[[torch.Generator], FitnessPredictor]
 
 
 class Trainer(Protocol):
-    """Gives a predictor that has seen the history so far; called once an iteration, in order.
-
-    set_shares, final_activation: how the predictor is to be built, see FitnessPredictor.
-    """
-
-    @property
-    def set_shares(self) -> bool: ...
-    @property
-    def final_activation(self) -> bool: ...
+    """Gives a predictor that has seen the history so far; called once an iteration, in order."""
 
     def __call__(
-        self, new: NewPredictor, candidates: Candidates, fitness: Sequence[float], seed: int
-    ) -> FitnessPredictor: ...
+        self, scene: Scene, candidates: Candidates, fitness: Sequence[float], seed: int
+    ) -> Predictor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FullBatch:
-    """Each iteration afresh: ``steps`` Adam steps on all of the history, targets standardised."""
+    """Each iteration afresh: ``steps`` Adam steps on all of the history, targets standardised.
+
+    set_shares, final_activation: how the predictor is built, see FitnessPredictor.
+    """
 
     steps: int = 200
     lr: float = 0.01
@@ -46,12 +39,18 @@ class FullBatch:
     final_activation: bool = False
 
     def __call__(
-        self, new: NewPredictor, candidates: Candidates, fitness: Sequence[float], seed: int
+        self, scene: Scene, candidates: Candidates, fitness: Sequence[float], seed: int
     ) -> FitnessPredictor:
-        """Predictions are in standard deviations of the history's fitness; only order matters."""
-        predictor = new(torch.Generator().manual_seed(seed))
-        target = torch.tensor(fitness, dtype=torch.float32)
-        target = (target - target.mean()) / target.std(correction=0).clamp(min=1e-6)
+        """A predictor in units of fitness."""
+        predictor = FitnessPredictor(
+            scene,
+            set_shares=self.set_shares,
+            final_activation=self.final_activation,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        target = torch.tensor(fitness, dtype=torch.float64)
+        mean, spread = float(target.mean()), float(target.std(correction=0).clamp(min=1e-6))
+        target = ((target - mean) / spread).float()
         sets = predictor.describe(candidates)
         optimizer = torch.optim.AdamW(
             predictor.parameters(), lr=self.lr, weight_decay=self.weight_decay
@@ -60,6 +59,7 @@ class FullBatch:
         for _ in range(self.steps):
             _step(optimizer, predictor(sets), target)
             schedule.step()
+        predictor.in_units_of(mean, spread)
         return predictor.eval()
 
 
@@ -79,9 +79,14 @@ class SingleSamples:
     final_activation: bool = True
 
     def __call__(
-        self, new: NewPredictor, candidates: Candidates, fitness: Sequence[float], seed: int
+        self, scene: Scene, candidates: Candidates, fitness: Sequence[float], seed: int
     ) -> FitnessPredictor:
-        predictor = new(torch.Generator().manual_seed(seed))
+        predictor = FitnessPredictor(
+            scene,
+            set_shares=self.set_shares,
+            final_activation=self.final_activation,
+            generator=torch.Generator().manual_seed(seed),
+        )
         optimizer = torch.optim.Adam(predictor.parameters(), lr=self.lr)
         target = torch.tensor(fitness, dtype=torch.float32)
         rng = np.random.default_rng([seed, 1])

@@ -1,0 +1,205 @@
+"""Results as Markdown tables and pictures: what won, what did not, and what chance explains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..evaluation import SeedComparison, compare_over_seeds, holm
+from .cells import FULL, Cell, Share
+
+OURS = "bet"
+METRICS = {"auc": "AUC", "log_loss": "log loss", "recall@20": "Recall@20", "ndcg@20": "NDCG@20"}
+_LOWER = frozenset({"log_loss"})
+
+Results = Mapping[Cell, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Duel:
+    """Ours against the best rival under one budget; difference above 0: ours is better."""
+
+    data: str
+    model: str
+    budget: str
+    rival: str
+    comparison: SeedComparison
+
+
+def main_metric(results: Results) -> str:
+    """What is compared: AUC of clicks, Recall@20 of rankings."""
+    tests = [record["test"] for record in results.values() if "test" in record]
+    return "auc" if not tests or "auc" in tests[0] else "recall@20"
+
+
+def values(results: Results, metric: str, **where: Any) -> dict[int, float]:
+    """{seed: test metric} of the cells where all of these hold."""
+    return {
+        cell.seed: record["test"][metric]
+        for cell, record in results.items()
+        if "test" in record and all(getattr(cell, k) == v for k, v in where.items())
+    }
+
+
+def duels(results: Results, metric: str, ours: str = OURS) -> list[Duel]:
+    """Ours against the rival with the best mean, for each task and budget that both have seeds of.
+
+    The rival is chosen by the same test figures that it is compared on, which favours the rival.
+    """
+    found = []
+    tasks = sorted({(c.data, c.model, c.budget) for c in results if c.method == ours})
+    for data, model, budget in tasks:
+        mine = values(results, metric, data=data, model=model, budget=budget, method=ours)
+        methods = {
+            c.method for c in results if (c.data, c.model, c.budget) == (data, model, budget)
+        }
+        rivals = {}
+        for method in sorted(methods - {ours, FULL}):
+            other = values(results, metric, data=data, model=model, budget=budget, method=method)
+            seeds = sorted(mine.keys() & other.keys())
+            if seeds:
+                rivals[method] = [[side[s] for s in seeds] for side in (mine, other)]
+        if not rivals:
+            continue
+        sign = -1 if metric in _LOWER else 1
+        best = max(rivals, key=lambda method: sign * float(np.mean(rivals[method][1])))
+        a, b = rivals[best]
+        comparison = compare_over_seeds(np.multiply(sign, a), np.multiply(sign, b))
+        found.append(Duel(data, model, budget, best, comparison))
+    return found
+
+
+def report(results: Results, *, ours: str = OURS) -> str:
+    """The whole report, Markdown; its first paragraph says where ours does not win."""
+    metric = main_metric(results)
+    fought = duels(results, metric, ours)
+    parts = [_verdict(fought, metric, ours), _duel_table(fought, metric)]
+    for data, model in dict.fromkeys((c.data, c.model) for c in results):
+        own = {c: r for c, r in results.items() if (c.data, c.model) == (data, model)}
+        parts += [f"### {model} on {data}", *(_table(own, m) for m in _shown(own))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _shown(results: Results) -> list[str]:
+    first: Mapping[str, float] = next((r["test"] for r in results.values() if "test" in r), {})
+    return [metric for metric in METRICS if metric in first]
+
+
+def _verdict(fought: Sequence[Duel], metric: str, ours: str) -> str:
+    if not fought:
+        return ""
+    lost = [d for d in fought if d.comparison.mean_difference <= 0]
+    open_ = [d for d in fought if d not in lost and not _significant(d, fought)]
+    said = [
+        f"{ours} has the best mean {METRICS[metric]} in {len(fought) - len(lost)} of "
+        f"{len(fought)} comparisons with the best rival of each budget, "
+        f"{len(fought) - len(lost) - len(open_)} of them beyond chance (p < .05 after Holm)."
+    ]
+    if lost:
+        named = ", ".join(f"{d.model} on {d.data} at {d.budget} ({d.rival})" for d in lost)
+        said.append(f"It does not win: {named}.")
+    return " ".join(said)
+
+
+def _significant(duel: Duel, fought: Sequence[Duel]) -> bool:
+    return _adjusted(fought)[fought.index(duel)] < 0.05
+
+
+def _adjusted(fought: Sequence[Duel]) -> list[float]:
+    p = [1.0 if math.isnan(d.comparison.p) else d.comparison.p for d in fought]
+    return [float(value) for value in holm(p)] if p else []
+
+
+def _duel_table(fought: Sequence[Duel], metric: str) -> str:
+    if not fought:
+        return ""
+    rows = []
+    for duel, p in zip(fought, _adjusted(fought), strict=True):
+        c = duel.comparison
+        interval = "" if math.isnan(c.low) else f"[{c.low:+.4f}, {c.high:+.4f}]"
+        difference = f"{c.mean_difference:+.4f}"
+        chance = "" if math.isnan(c.p) else f"{p:.2g}"
+        named = (duel.data, duel.model, duel.budget, duel.rival)
+        rows.append([*named, difference, interval, chance, str(c.seeds)])
+    name = METRICS[metric]
+    header = ["data", "model", "budget", "best rival", name, "95 %", "p (Holm)", "seeds"]
+    return markdown([header, *rows])
+
+
+def _table(results: Results, metric: str) -> str:
+    """Methods by budgets: mean and spread over seeds of the test metric."""
+    budgets = sorted(
+        {c.budget for c in results if c.method != FULL},
+        key=lambda text: (Share(text).in_bytes, -Share(text).share),
+    )
+    methods = list(dict.fromkeys(c.method for c in results if c.method != FULL))
+    full = list(values(results, metric, method=FULL).values())
+    rows = [["full tables", *[_mean(full)] * len(budgets)]] if full else []
+    for method in methods:
+        row = [
+            _mean(list(values(results, metric, method=method, budget=budget).values()))
+            for budget in budgets
+        ]
+        rows.append([method, *row])
+    return f"Test {METRICS[metric]}\n\n" + markdown([["", *budgets], *rows])
+
+
+def _mean(found: Sequence[float]) -> str:
+    if not found:
+        return ""
+    mean = float(np.mean(found))
+    return f"{mean:.4f}" + (f" ± {np.std(found, ddof=1):.4f}" if len(found) > 1 else "")
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row is its header."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join(lines)
+
+
+def plot(results: Results, folder: Path) -> list[Path]:
+    """One picture a task: the test metric against the budget's share, a line a method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    metric, written = main_metric(results), []
+    for data, model in dict.fromkeys((c.data, c.model) for c in results):
+        figure, axes = pyplot.subplots(figsize=(6, 4))
+        own = {c: r for c, r in results.items() if (c.data, c.model) == (data, model)}
+        for method in dict.fromkeys(c.method for c in own if c.method != FULL):
+            for in_bytes in (False, True):
+                points = _points(own, metric, method, in_bytes)
+                if points:
+                    style = "--" if in_bytes else "-"
+                    label = f"{method}, bytes" if in_bytes else method
+                    axes.plot(*zip(*points, strict=True), style, marker="o", label=label)
+        full = list(values(own, metric, method=FULL).values())
+        if full:
+            axes.axhline(float(np.mean(full)), color="grey", linewidth=0.8, label="full tables")
+        axes.set(xscale="log", xlabel="share of the full tables", ylabel=f"test {METRICS[metric]}")
+        axes.set_title(f"{model} on {data}")
+        axes.legend(fontsize=7)
+        figure.tight_layout()
+        written.append(folder / f"{data}-{model}.png")
+        figure.savefig(written[-1], dpi=120)
+        pyplot.close(figure)
+    return written
+
+
+def _points(
+    results: Results, metric: str, method: str, in_bytes: bool
+) -> list[tuple[float, float]]:
+    points = []
+    for budget in {c.budget for c in results if c.method == method}:
+        found = list(values(results, metric, method=method, budget=budget).values())
+        if Share(budget).in_bytes == in_bytes and found:
+            points.append((float(Share(budget).share), float(np.mean(found))))
+    return sorted(points)

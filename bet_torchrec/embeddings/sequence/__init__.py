@@ -1,0 +1,1 @@
+"""The unpooled form: a row for each id, as sequence models need them."""

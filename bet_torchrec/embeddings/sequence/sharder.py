@@ -1,0 +1,298 @@
+"""Sharding of unpooled tables: routed before TorchRec distributes ids, put together after.
+
+Each strip is a ShardedEmbeddingCollection of TorchRec's; to TorchRec all of them are one module,
+whose shardings are theirs side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torchrec.distributed.embedding import (
+    EmbeddingCollectionContext,
+    EmbeddingCollectionSharder,
+    ShardedEmbeddingCollection,
+)
+from torchrec.distributed.embedding_sharding import KJTListSplitsAwaitable
+from torchrec.distributed.embedding_types import (
+    BaseEmbeddingSharder,
+    KJTList,
+    ShardedEmbeddingModule,
+)
+from torchrec.distributed.types import (
+    Awaitable,
+    EmbeddingModuleShardingPlan,
+    LazyAwaitable,
+    ParameterSharding,
+    QuantizedCommCodecs,
+    ShardingEnv,
+    ShardingType,
+)
+from torchrec.distributed.utils import append_prefix
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+from torchrec.sparse.tensor_dict import maybe_td_to_kjt
+
+from ..batches import check_shapes, check_values
+from ..parts import clear_padding, full_tables, load_full_tables, refuse_full_tables
+from ..sharding.checks import check_sharding
+from ..sharding.storage import told_weight
+from .dense import mend_dense_tables
+from .module import BudgetedEmbeddingCollection, block_weights
+from .strips import Routed, StripRouter
+
+
+@dataclass
+class SequenceContext(EmbeddingCollectionContext):
+    """One batch: the strips' contexts, whose shardings are this one's, and where rows go."""
+
+    strips: list[EmbeddingCollectionContext] = field(default_factory=list)
+    routed: Routed | None = None
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep what the batch needs alive for another stream."""
+        for strip in self.strips:
+            strip.record_stream(stream)
+        if self.routed is not None:
+            self.routed.record_stream(stream)
+
+
+class ShardedBudgetedEmbeddingCollection(
+    ShardedEmbeddingModule[KJTList, list[Tensor], dict[str, JaggedTensor], SequenceContext]
+):
+    """Made by ``BudgetedEmbeddingCollectionSharder``; same input and output as unsharded."""
+
+    def __init__(
+        self,
+        module: BudgetedEmbeddingCollection,
+        params: Mapping[str, ParameterSharding],
+        sharder: EmbeddingCollectionSharder,
+        env: ShardingEnv,
+        device: torch.device,
+        module_fqn: str | None = None,
+    ) -> None:
+        super().__init__(qcomm_codecs_registry=sharder.qcomm_codecs_registry)
+        self.tables, self.plan, self.blocks = module.tables, module.plan, module.blocks
+        self.layout, self.row_order = module.layout, module.row_order
+        self.router = module.router
+        self.env, self.device = env, device
+        self.embedding_collections = nn.ModuleDict()
+        collection: Any
+        for name, collection in module.embedding_collections.items():
+            own = {table.name: params[table.name] for table in collection.embedding_configs()}
+            self.embedding_collections[name] = sharder.shard(
+                collection, own, env=env, device=device, module_fqn=module_fqn
+            )
+        self._lookups = [lookup for strip in self._strips() for lookup in strip._lookups]
+        mend_dense_tables(self._lookups)
+        self._first_batch = True
+        clear_padding(self)
+
+    def _strips(self) -> Iterator[ShardedEmbeddingCollection]:
+        yield from self.embedding_collections.values()
+
+    def input_dist(
+        self, ctx: SequenceContext, features: KeyedJaggedTensor | TensorDict
+    ) -> Awaitable[Awaitable[KJTList]]:
+        """Route ids to strips' rows, then send them to the ranks that hold them.
+
+        Raises InvalidInputError for a batch that contradicts itself; as the pooled one does.
+        """
+        features = maybe_td_to_kjt(features, None)
+        check_shapes(features)
+        if self._first_batch:
+            check_values(features)
+            self._first_batch = False
+        ctx.routed = self.router(features)
+        ctx.strips = [strip.create_context() for strip in self._strips()]
+        each = zip(self._strips(), ctx.strips, ctx.routed.features, strict=True)
+        sent = [strip.input_dist(own, part) for strip, own, part in each]
+        # The very contexts of the strips' shardings, which what is sent fills in on its way.
+        ctx.sharding_contexts = [one for own in ctx.strips for one in own.sharding_contexts]
+        return KJTListSplitsAwaitable([one for part in sent for one in part.awaitables], ctx)
+
+    def compute(self, ctx: SequenceContext, dist_input: KJTList) -> list[Tensor]:
+        """Look rows up on this rank."""
+        parts = self._parts(ctx, list(dist_input))
+        each = zip(self._strips(), ctx.strips, parts, strict=True)
+        return [out for strip, own, part in each for out in strip.compute(own, KJTList(part))]
+
+    def output_dist(
+        self, ctx: SequenceContext, output: list[Tensor]
+    ) -> LazyAwaitable[dict[str, JaggedTensor]]:
+        """Send rows back, then put them together."""
+        each = zip(self._strips(), ctx.strips, self._parts(ctx, output), strict=True)
+        return self._together(ctx, [strip.output_dist(own, part) for strip, own, part in each])
+
+    def compute_and_output_dist(
+        self, ctx: SequenceContext, input: KJTList
+    ) -> LazyAwaitable[dict[str, JaggedTensor]]:
+        """``compute`` and ``output_dist`` in one, which pipelines call."""
+        each = zip(self._strips(), ctx.strips, self._parts(ctx, list(input)), strict=True)
+        return self._together(
+            ctx, [strip.compute_and_output_dist(own, KJTList(part)) for strip, own, part in each]
+        )
+
+    def _parts(self, ctx: SequenceContext, flat: list[Any]) -> list[list[Any]]:
+        """One a sharding of any strip, as one list a strip."""
+        rest = iter(flat)
+        return [[next(rest) for _ in own.sharding_contexts] for own in ctx.strips]
+
+    def _together(
+        self, ctx: SequenceContext, found: list[LazyAwaitable[dict[str, JaggedTensor]]]
+    ) -> LazyAwaitable[dict[str, JaggedTensor]]:
+        assert ctx.routed is not None
+        return _Together(found, self.router, ctx.routed)
+
+    def create_context(self) -> SequenceContext:
+        """An empty context for one batch."""
+        return SequenceContext()
+
+    def embedding_configs(self) -> list[EmbeddingConfig]:
+        """The full tables' configs, as they were given."""
+        return list(self.tables)
+
+    @property
+    def id_map_bytes(self) -> int:
+        """Bytes of the id maps, which every rank has."""
+        return self.router.router.id_map_bytes
+
+    @property
+    def module_sharding_plan(self) -> EmbeddingModuleShardingPlan:
+        """{block name: how it is sharded now}."""
+        found = EmbeddingModuleShardingPlan()
+        for strip in self._strips():
+            found.update(strip.module_sharding_plan)
+        return found
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *args: Any
+    ) -> None:
+        refuse_full_tables(state_dict, prefix, args[-1], "embeddings")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
+
+    def block_weights(self) -> dict[str, Tensor]:
+        """{block name: its real table, sharded}."""
+        return block_weights(self.embedding_collections)
+
+    def load_full_tables(self, tables: Mapping[str, Tensor]) -> None:
+        """Fill the rows that this rank holds; as ``BudgetedEmbeddingCollection`` does."""
+        load_full_tables(self, tables)
+
+    def full_tables(self) -> dict[str, Tensor]:
+        """All ranks' rows on every rank, {name: (rows, embedding_dim)}; a collective call."""
+        return full_tables(self, self.env.process_group)
+
+    def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
+        """TorchRec's hook: parameters that DistributedDataParallel must leave alone."""
+        strip: Any
+        for name, strip in self.embedding_collections.items():
+            path = append_prefix(append_prefix(prefix, "embedding_collections"), name)
+            yield from strip.sharded_parameter_names(path)
+
+    @property
+    def unsharded_module_type(self) -> type[BudgetedEmbeddingCollection]:
+        """What it was made from."""
+        return BudgetedEmbeddingCollection
+
+    def _initialize_torch_state(self, skip_registering: bool = False) -> None:
+        for strip in self._strips():
+            strip._initialize_torch_state(skip_registering)
+
+    def extra_repr(self) -> str:
+        return f"plan={self.plan.fingerprint()}, layout={self.layout!r}"
+
+
+class _Together(LazyAwaitable[dict[str, JaggedTensor]]):
+    """The output, once every strip's rows are back."""
+
+    def __init__(
+        self,
+        found: Sequence[LazyAwaitable[dict[str, JaggedTensor]]],
+        router: StripRouter,
+        routed: Routed,
+    ) -> None:
+        super().__init__()
+        self._found, self._router, self._routed = found, router, routed
+
+    def _wait_impl(self) -> dict[str, JaggedTensor]:
+        return self._router.output(self._routed, [one.wait() for one in self._found])
+
+
+class BudgetedEmbeddingCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddingCollection]):
+    """Shards BudgetedEmbeddingCollection; add it to DistributedModelParallel's sharders.
+
+    fused_params, sharding_types: as for ``BudgetedEmbeddingBagCollectionSharder``, and so is what
+        it refuses. use_index_dedup: as for EmbeddingCollectionSharder.
+
+    Build the collection on the meta device: TorchRec keeps the weights that it is given alive
+    beside the shards that it makes of them.
+    """
+
+    def __init__(
+        self,
+        fused_params: Mapping[str, Any] | None = None,
+        qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
+        *,
+        use_index_dedup: bool = False,
+        sharding_types: Sequence[str] | None = None,
+    ) -> None:
+        self._sharding_types = sharding_types
+        params = None
+        if fused_params is not None:
+            # The router has checked every id already.
+            params = {"bounds_check_mode": BoundsCheckMode.NONE, **fused_params}
+        super().__init__(fused_params=params, qcomm_codecs_registry=qcomm_codecs_registry)
+        self._inner = EmbeddingCollectionSharder(
+            fused_params=params,
+            qcomm_codecs_registry=qcomm_codecs_registry,
+            use_index_dedup=use_index_dedup,
+        )
+
+    def shard(
+        self,
+        module: BudgetedEmbeddingCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedBudgetedEmbeddingCollection:
+        """TorchRec's hook; called by DistributedModelParallel."""
+        device = torch.device("cuda") if device is None else device
+        check_sharding(module, params, self.fused_params or {}, env.world_size, device)
+        return ShardedBudgetedEmbeddingCollection(
+            module, params, self._inner, env, device, module_fqn
+        )
+
+    def shardable_parameters(self, module: BudgetedEmbeddingCollection) -> dict[str, nn.Parameter]:
+        """{block name: its shape and optimizer}, for the planner's account; not the weights."""
+        return {
+            block.name: told_weight(module, block, self.fused_params or {})
+            for own in module.blocks.values()
+            for block in own
+        }
+
+    @property
+    def module_type(self) -> type[BudgetedEmbeddingCollection]:
+        """What it shards."""
+        return BudgetedEmbeddingCollection
+
+    @property
+    def sharded_module_type(self) -> type[ShardedBudgetedEmbeddingCollection]:
+        """What comes out."""
+        return ShardedBudgetedEmbeddingCollection
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """What the planner may choose from, TorchRec's own for unpooled tables unless given."""
+        if self._sharding_types is not None:
+            return list(self._sharding_types)
+        types = self._inner.sharding_types(compute_device_type)
+        if (self.fused_params or {}).get("optimizer") is not None:
+            types.remove(ShardingType.DATA_PARALLEL.value)  # which it never reaches
+        return types
