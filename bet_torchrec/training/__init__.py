@@ -11,6 +11,7 @@ from .recipes import RankingRecipe, Recipe, clicks, fast, paper, published_light
 from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding, TensorTables
 from .trained import Trained
+from .turned_embedding import TurnedEmbedding, orthonormal_basis
 from .workbench import TrainingWorkbench
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "TrainSettings",
     "Trained",
     "TrainingWorkbench",
+    "TurnedEmbedding",
     "clicks",
     "fast",
     "fit",
+    "orthonormal_basis",
     "paper",
     "published_lightgcn",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from planning_strategies import WIDTHS, byte_budgets, row_counts, table_lists
@@ -12,14 +13,36 @@ from bet_torchrec.errors import InfeasibleBudgetError
 from bet_torchrec.planning.budget import Budget
 from bet_torchrec.planning.counts import RowCounts
 from bet_torchrec.planning.plan import SizePlan
-from bet_torchrec.planning.sizers import BET, SIZERS, EqualSizes, MixedRandom, SizingProblem
+from bet_torchrec.planning.sizers import (
+    BET,
+    SIZERS,
+    EqualSizes,
+    MixedRandom,
+    Sensitivity,
+    SizingProblem,
+)
 from bet_torchrec.planning.sizers.bet import FullBatch
 from bet_torchrec.planning.tables import TableSpec
+
+
+def losses(problem):
+    """Falling with the column and the rank, as a trained table's do."""
+    made = {}
+    for table, counts in zip(problem.tables, problem.counts, strict=True):
+        rows = np.empty(table.num_embeddings)
+        order = np.arange(len(rows)) if counts.order is None else counts.order
+        rows[order] = 1.0 + counts.at_ranks(np.arange(len(rows)))
+        made[table.name] = torch.from_numpy(rows)[:, None] / torch.arange(
+            1, table.embedding_dim + 1
+        )
+    return made
+
 
 QUICK = {
     "bet": BET(iterations=3, candidates=4, trainer=FullBatch(steps=2), finalists=0),
     "es": EqualSizes(),
     "mr": MixedRandom(),
+    "sensitivity": Sensitivity(losses=losses),
 }
 TABLES = (TableSpec("user", 300, 64), TableSpec("item", 500, 32))
 BUDGETS = {

@@ -9,6 +9,7 @@ from .bet import BET
 from .equal_sizes import EqualSizes
 from .mixed_random import MixedRandom
 from .problem import SizingProblem
+from .sensitivity import Sensitivity
 from .workbench import Evaluate, Sized, Sizer, Start, Train, Trained, Workbench
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "EqualSizes",
     "Evaluate",
     "MixedRandom",
+    "Sensitivity",
     "Sized",
     "Sizer",
     "SizingProblem",
@@ -27,5 +29,5 @@ __all__ = [
 ]
 
 SIZERS: Mapping[str, Callable[..., Sizer]] = MappingProxyType(
-    {"bet": BET, "es": EqualSizes, "mr": MixedRandom}
+    {"bet": BET, "es": EqualSizes, "mr": MixedRandom, "sensitivity": Sensitivity}
 )

@@ -1,0 +1,21 @@
+"""A table in axes of its own: row = coordinates[:size] @ basis[:size], for any model.
+
+Apart from ``embeddings``, whose import loads TorchRec: a probe or a sizer needs axes, too.
+"""
+
+from __future__ import annotations
+
+from .basis import Basis, BasisFileError, load_bases, save_bases
+from .moments import Moments, row_blocks
+from .principal import principal_basis, turn_in_place
+
+__all__ = [
+    "Basis",
+    "BasisFileError",
+    "Moments",
+    "load_bases",
+    "principal_basis",
+    "row_blocks",
+    "save_bases",
+    "turn_in_place",
+]

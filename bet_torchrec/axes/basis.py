@@ -1,0 +1,139 @@
+"""A basis as a value: what turns coordinates into rows, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import BetError, InvalidInputError
+from ..files.tensors import Entry, write_file
+from ..serving.container import Kind, open_container
+
+FORMAT = "bet_torchrec.bases"
+VERSION = 1
+
+
+class BasisFileError(BetError, ValueError):
+    """A file holds no bases: corrupted, foreign, or written by a newer version."""
+
+
+_KIND = Kind(FORMAT, VERSION, "bases saved by save_bases", BasisFileError)
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """row = coordinates @ axes[:size]: a prefix of the coordinates is a row's best short form.
+
+    axes: fp32 (w, d), w of at most d axes (or more, of a factorisation that trains wide), most
+    important first. energy: float64 (w,), the mean square along each axis, weighted by counts;
+    None where nobody has measured it.
+    """
+
+    axes: Tensor
+    energy: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        # A value: never the memory of a weight that trains on.
+        axes = self.axes.detach().to(device="cpu", dtype=torch.float32, copy=True).contiguous()
+        if axes.ndim != 2 or not axes.numel() or not axes.isfinite().all():
+            raise InvalidInputError(
+                "axes should be a finite matrix (width, dim) with at least one entry, got "
+                f"{self.axes.dtype} of shape {tuple(self.axes.shape)}"
+            )
+        energy = self.energy
+        if energy is not None:
+            energy = energy.detach().to(device="cpu", dtype=torch.float64).contiguous()
+            if energy.shape != axes.shape[:1]:
+                raise InvalidInputError(
+                    f"energy should be one number an axis, {len(axes)}, got {tuple(energy.shape)}"
+                )
+        object.__setattr__(self, "axes", axes)
+        object.__setattr__(self, "energy", energy)
+
+    @property
+    def width(self) -> int:
+        """w, the most coordinates that a row may have."""
+        return self.axes.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """d, a row's columns."""
+        return self.axes.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the axes, fp32: what a budget counts for a table that is served with them."""
+        return self.axes.numel() * 4
+
+    def cut(self, width: int) -> Basis:
+        """The first axes alone."""
+        if not 1 <= width <= self.width:
+            raise InvalidInputError(f"width should be from 1 to {self.width}, got {width}")
+        return Basis(self.axes[:width], None if self.energy is None else self.energy[:width])
+
+    def coordinates(self, rows: Tensor) -> Tensor:
+        """(n, d) -> (n, w), what comes nearest to the rows; exact for w = d orthonormal axes."""
+        return rows @ self._into.to(rows)
+
+    def rows(self, coordinates: Tensor) -> Tensor:
+        """(n, any k up to w) -> (n, d): of k coordinates by the first k axes."""
+        return coordinates @ self.axes[: coordinates.shape[1]].to(coordinates)
+
+    def gradient(self, gradient: Tensor) -> Tensor:
+        """A loss' gradient by rows, (n, d), as its gradient by coordinates, (n, w)."""
+        return gradient @ self.axes.T.to(gradient)
+
+    @cached_property
+    def _into(self) -> Tensor:
+        """(d, w): rows to coordinates."""
+        axes = self.axes.double()
+        gram = axes @ axes.T
+        if torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype), atol=1e-5):
+            return self.axes.T
+        return torch.linalg.pinv(axes).float()
+
+
+def save_bases(bases: Mapping[str, Basis], path: str | Path) -> Path:
+    """Write {table: basis} to one file (safetensors, no pickle), whole or not at all."""
+    arrays = [basis.axes.numpy() for basis in bases.values()]
+    entries = [
+        Entry(f"axes.{i}", "F32", array.shape, partial(iter, [array]))
+        for i, array in enumerate(arrays)
+    ]
+    told = [
+        {"table": name, "energy": None if b.energy is None else b.energy.tolist()}
+        for name, b in bases.items()
+    ]
+    metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(told)}
+    path = Path(path)
+    write_file(path, metadata, entries)
+    return path
+
+
+def load_bases(path: str | Path) -> dict[str, Basis]:
+    """What ``save_bases`` wrote.
+
+    Raises:
+        BasisFileError: corrupted, foreign, or written by a newer version.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    header, arrays = open_container(path, _KIND)
+    try:
+        return {
+            entry["table"]: Basis(
+                torch.from_numpy(arrays[f"axes.{i}"].copy()),  # not the file's read-only map
+                None
+                if entry["energy"] is None
+                else torch.tensor(entry["energy"], dtype=torch.float64),
+            )
+            for i, entry in enumerate(header)
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _KIND.damaged(path, f"{type(error).__name__}: {error}") from error
