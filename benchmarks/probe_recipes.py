@@ -1,12 +1,11 @@
 """Which probe ranks plans as full training does? Rank correlations over random plans, click models.
 
-    python benchmarks/probe_recipes.py --data movielens-1m-clicks --model fm --plans 20 \
-        --run-dir runs/probe_recipes
+    python benchmarks/probe_recipes.py --data frappe --dim 16 --run-dir runs/probe_recipes
 
 --plans random plans of one budget (BET's own candidates, anchors among them) are trained fully,
-from scratch and from the full tables' rows, the better on validation counting as the truth; then each
-is tried by every probe. Printed: Spearman's rank correlation of a probe's quality with the truth
-over all plans and among the better half, the truth that its favourite has, and seconds a probe.
+from scratch and from the full tables' rows, the better on validation counting as the truth; then
+each is tried by every probe. Printed: Spearman's rank correlation of a probe's quality with the
+truth over all plans and among the better half, the truth that its favourite has, and seconds.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ Every table has --rows rows, full width --dim, one id a bag; the plan halves the
 four widths to the next. All contenders take the same batches by turns, each as a new
 KeyedJaggedTensor of lengths, as a request comes; ratios are medians of ratios to TorchRec's full
 int8 tables, above 1 is faster. Time is the process's own on the CPU, so that others on the machine
-don't count: with one thread it is the latency of an idle machine. "mapped" is a plan whose ids are no ranks, so that every lookup
-reads the id map first. "through TorchRec" is what serves where there is no C++ compiler: ids
-routed, TorchRec's kernels, outputs merged.
+don't count: with one thread it is the latency of an idle machine. "mapped" is a plan whose ids are
+no ranks, so that every lookup reads the id map first. "through TorchRec" is what serves where there
+is no C++ compiler: ids routed, TorchRec's kernels, outputs merged.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ def as_leaf(module: nn.Module, features: Proxy) -> Any:
     Raises:
         InvalidInputError: it is the traced module itself.
     """
-    path = features.tracer.path_of_module(module)
+    tracer: Any = features.tracer
+    path = tracer.path_of_module(module)
     if not path:
         raise InvalidInputError(
             f"a {type(module).__name__} is one node of a traced graph and cannot be all of it: "

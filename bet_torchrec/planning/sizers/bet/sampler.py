@@ -106,7 +106,7 @@ class Sampler:
     def shaped(
         self, shares: Tensor, precision: int, *, family: str = "flat", beta: float = 0.5
     ) -> Candidates:
-        """One candidate of these shares (F,), each table's sizes of one family: equal by default."""
+        """One candidate of these shares (F,), each table's sizes of one family; equal ones."""
         return self._alike(shares, precision, family, beta)
 
     def by_count(self, alpha: float, precision: int) -> Candidates:
