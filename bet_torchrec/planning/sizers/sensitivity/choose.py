@@ -63,13 +63,11 @@ def choose_widths(
     best = at(0.0)
     if cost(best) <= limit:
         return best
-    low, high = 0.0, 1.0
+    # Where a unit of cost is dearer than all that can be gained, every row is at its cheapest.
+    low, high = 0.0, 2 * max(float(table.gain.max(initial=0.0)) for table in tables) + 1
     best = at(high)
-    while cost(best) > limit:
-        low, high = high, high * 16
-        if not np.isfinite(high):
-            return [np.zeros_like(table.rows) for table in tables]
-        best = at(high)
+    if cost(best) > limit:
+        return [np.zeros_like(table.rows) for table in tables]
     for _ in range(_HALVINGS):
         # Gains may be of any magnitude: halve the exponent first, then the number.
         middle = np.sqrt(low * high) if low > 0 else high / 16

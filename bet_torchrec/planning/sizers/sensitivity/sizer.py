@@ -57,7 +57,11 @@ class Sensitivity:
             raise InvalidInputError(f"rank_blocks should be at least 1, got {self.rank_blocks}")
 
     def __call__(self, problem: SizingProblem) -> SizePlan:
-        """The plan: deterministic, and no step of a row is left that fits."""
+        """The plan: deterministic, and no step of a row is left that fits.
+
+        Where ids need maps these are paid first, and one that is not needed after all (all rows of
+        a table have one width) stays unspent.
+        """
         if self.losses is None and problem.workbench is None:
             raise MissingEvaluationError(
                 "sizer sensitivity needs a trained model and should be given workbench=, got none; "
