@@ -382,15 +382,15 @@ def test_an_interrupted_save_loses_nothing(saved, monkeypatch) -> None:
 
 
 def test_what_cannot_be_saved_is_said(tmp_path) -> None:
-    from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
     from torchrec.optim.keyed import KeyedOptimizerWrapper
+    from torchrec.optim.warmup import WarmupOptimizer, WarmupPolicy, WarmupStage
 
     model, _ = plain_model("sgd", "bucketed")
     keyed = KeyedOptimizerWrapper(dict(model.named_parameters()), lambda p: torch.optim.Adam(p))
     save_checkpoint(model, tmp_path, keyed)
-    clipping = GradientClippingOptimizer(keyed, clipping=GradientClipping.NORM)
-    with pytest.raises(InvalidInputError, match="GradientClippingOptimizer"):
-        save_checkpoint(model, tmp_path, clipping)
+    stages = [WarmupStage(policy=WarmupPolicy.LINEAR, max_iters=9)]
+    with pytest.raises(InvalidInputError, match="WarmupOptimizer"):
+        save_checkpoint(model, tmp_path, WarmupOptimizer(keyed, stages))
     with pytest.raises(TypeError):
         save_checkpoint(model, tmp_path, keyed, facts={"step": object()})
     load_checkpoint(model, tmp_path, keyed)

@@ -29,7 +29,7 @@ from ..native.tables import laid
 from ..tracing import NotScriptable, as_leaf
 from .export import export_tables, packed_table, saved_plan
 from .packing import CUDA_ALIGNMENT, DATA_TYPES, stored_width
-from .saved import check_pooling, put_saved_rows, saved_precisions
+from .saved import check_pooling, from_header, put_saved_rows, saved_precisions
 
 
 class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
@@ -267,16 +267,17 @@ class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
         check_pooling(file, path, pooled=True)
         plan = saved_plan(file, str(path))
         tables = file.header["tables"]
-        module = cls(
-            [_config(table) for table in tables],
-            plan,
-            layout=file.header["layout"],
-            row_order=file.header["row_order"],
-            is_weighted=file.header["is_weighted"],
-            precisions=saved_precisions(file),
-            alignment=file.header["alignment"] if alignment is None else alignment,
-            device=device,
-        )
+        with from_header(path):
+            module = cls(
+                [_config(table) for table in tables],
+                plan,
+                layout=file.header["layout"],
+                row_order=file.header["row_order"],
+                is_weighted=file.header["is_weighted"],
+                precisions=saved_precisions(file),
+                alignment=file.header["alignment"] if alignment is None else alignment,
+                device=device,
+            )
         put_saved_rows(file, module)
         return module.eval()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ...errors import InvalidInputError, PlanError
 from ...serving.files import TableFile, TableFileError
 from ..layout import Block
 
@@ -34,6 +37,17 @@ def check_pooling(file: TableFile, path: str | Path, *, pooled: bool) -> None:
             f"{path} should hold {kind} tables, got {other} ones ({', '.join(wrong)}): load them "
             f"by {name}.load"
         )
+
+
+@contextmanager
+def from_header(path: str | Path) -> Iterator[None]:
+    """Within it a collection is made of what a file's header says; TableFileError if it can't be."""
+    try:
+        yield
+    except (PlanError, InvalidInputError) as error:
+        raise TableFileError(
+            f"{path} holds tables that contradict themselves ({error}): save it again"
+        ) from error
 
 
 def saved_precisions(file: TableFile) -> dict[str, str]:

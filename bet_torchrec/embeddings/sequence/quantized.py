@@ -18,7 +18,12 @@ from ...serving.files import open_tables
 from ..layout import Block, Layout, RowOrder
 from ..quantization.collection import QuantizedBudgetedEmbeddingBagCollection
 from ..quantization.export import export_tables, saved_plan
-from ..quantization.saved import check_pooling, put_saved_rows, saved_precisions
+from ..quantization.saved import (
+    check_pooling,
+    from_header,
+    put_saved_rows,
+    saved_precisions,
+)
 from ..tracing import NotScriptable, as_leaf
 from .bags import bags_of, named
 from .module import planned_tables
@@ -162,24 +167,25 @@ class QuantizedBudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInt
         """
         file = open_tables(Path(path))
         check_pooling(file, path, pooled=False)
-        module = cls(
-            [
-                EmbeddingConfig(
-                    name=table["name"],
-                    num_embeddings=table["rows"],
-                    embedding_dim=table["embedding_dim"],
-                    feature_names=table["feature_names"],
-                )
-                for table in file.header["tables"]
-            ],
-            saved_plan(file, str(path)),
-            layout=file.header["layout"],
-            row_order=file.header["row_order"],
-            need_indices=need_indices,
-            precisions=saved_precisions(file),
-            alignment=file.header["alignment"] if alignment is None else alignment,
-            device=device,
-        )
+        with from_header(path):
+            module = cls(
+                [
+                    EmbeddingConfig(
+                        name=table["name"],
+                        num_embeddings=table["rows"],
+                        embedding_dim=table["embedding_dim"],
+                        feature_names=table["feature_names"],
+                    )
+                    for table in file.header["tables"]
+                ],
+                saved_plan(file, str(path)),
+                layout=file.header["layout"],
+                row_order=file.header["row_order"],
+                need_indices=need_indices,
+                precisions=saved_precisions(file),
+                alignment=file.header["alignment"] if alignment is None else alignment,
+                device=device,
+            )
         put_saved_rows(file, module)
         return module.eval()
 
