@@ -41,7 +41,7 @@ def check_pooling(file: TableFile, path: str | Path, *, pooled: bool) -> None:
 
 @contextmanager
 def from_header(path: str | Path) -> Iterator[None]:
-    """Within it a collection is made of what a file's header says; TableFileError if it can't be."""
+    """A collection is made of what a file's header says; TableFileError if it cannot be."""
     try:
         yield
     except (PlanError, InvalidInputError) as error:
