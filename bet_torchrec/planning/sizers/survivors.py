@@ -244,5 +244,3 @@ class MaskedEmbedding(nn.Module):
     def full_tables(self) -> dict[str, Tensor]:
         """Copies of the tables, zeros where nothing survives."""
         return {name: self.table(name).clone() for name in self._rows}
-
-

@@ -23,9 +23,7 @@ TARGETS = {
 
 
 def problem(budget, *, tables=TABLES, targets=TARGETS, counts=None, widths=(0, 1, 2)):
-    counts = counts or [
-        RowCounts.from_rows(range(table.num_embeddings, 0, -1)) for table in tables
-    ]
+    counts = counts or [RowCounts.from_rows(range(table.num_embeddings, 0, -1)) for table in tables]
     return SizingProblem(
         tables=tables,
         counts=counts,

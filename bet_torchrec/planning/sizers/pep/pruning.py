@@ -59,7 +59,9 @@ class Pruning:
 
     def finish(self) -> dict[int, Pruned]:
         """What was found; targets that were not met keep the entries of the largest margins."""
-        margins = {n: torch.nan_to_num(m).cpu().numpy() for n, m in self.embedding.margins().items()}
+        margins = {
+            n: torch.nan_to_num(m).cpu().numpy() for n, m in self.embedding.margins().items()
+        }
         for target in self._left:
             masks = largest(margins, target)
             self.found[target] = Pruned(masks=masks, step=self._step, met=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -95,7 +96,7 @@ class PEP:
             self.initial(problem), granularity=self.granularity, start=self.start
         )
         pruning = Pruning(embedding, targets, every=self.every)
-        try:
+        with contextlib.suppress(EnoughPruned):
             bench.fit(
                 embedding,
                 settings=self.settings,
@@ -103,8 +104,6 @@ class PEP:
                 groups=self._optimizer(embedding),
                 on_step=pruning.on_step,
             )
-        except EnoughPruned:
-            pass
         found: dict[int, Pruned] = problem.team.broadcast(pruning.finish())
         for target, pruned in found.items():
             if not pruned.met:
@@ -127,9 +126,7 @@ class PEP:
             form = MaskedTables.of(pruned.masks, self.initial(problem))
             return form_plan(problem, form, "pep", notes=notes)
         survivors = {name: mask.sum(axis=1) for name, mask in pruned.masks.items()}
-        return sizes_plan(
-            problem, survivors, "pep", precision=self.precision, metadata=notes
-        )
+        return sizes_plan(problem, survivors, "pep", precision=self.precision, metadata=notes)
 
     def initial(self, problem: SizingProblem) -> dict[str, Tensor]:
         """{table: (R, d)} as they are before any training, from ``problem.seed``."""

@@ -49,7 +49,7 @@ class SoftThreshold(nn.Module):
         elif granularity == "feature_dimension":
             shapes = {name: tuple(table.shape) for name, table in tables.items()}
         self.thresholds = nn.ParameterDict(
-            {name: nn.Parameter(torch.full(shape, start)) for name, shape in shapes.items()}
+            {name: nn.Parameter(torch.full(shape, float(start))) for name, shape in shapes.items()}
         )
 
     def threshold(self, name: str) -> Tensor:
