@@ -10,8 +10,10 @@ from typing import Any
 
 from ..errors import DivergedError
 from ..planning import Budget, BudgetPlanner, SizePlan
-from ..planning.sizers import Sizer, SizingProblem, Start
+from ..planning.sizers import FormPlan, Sizer, SizingProblem, Start
 from ..training import Trained, TrainingWorkbench
+
+Planned = SizePlan | FormPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,10 @@ class Contest:
     def planner(self, sizer: Sizer) -> BudgetPlanner:
         return BudgetPlanner(budget=self.budget, widths=self.widths, sizer=sizer, seed=self.seed)
 
-    def plan(self, sizer: Sizer) -> SizePlan:
-        return sizer(self.problem(sizer))
+    def plan(self, sizer: Sizer) -> Planned:
+        found = sizer(self.problem(sizer))
+        assert isinstance(found, (SizePlan, FormPlan))
+        return found
 
     def problem(self, sizer: Sizer, name: str | None = None) -> SizingProblem:
         """name: of the folder of a search's history, which is resumed where it is there."""
@@ -54,13 +58,16 @@ class Contest:
             **kept,
         )
 
-    def final(self, plans: Sequence[SizePlan]) -> Final:
-        """The best on validation of all plans, starts and rates."""
+    def final(self, plans: Sequence[Planned]) -> Final:
+        """The best on validation of all plans, starts and rates.
+
+        What has tables of its own form says itself where it may start.
+        """
         began, best, trainings = time.perf_counter(), None, 0
         for plan in dict.fromkeys(plans):
             for rate in self.rates:
                 bench = self.bench.at_rate(rate)
-                for start in self.starts:
+                for start in plan.starts if isinstance(plan, FormPlan) else self.starts:
                     trained = bench.train_model(plan, seed=self.seed, start=start)
                     trainings += 1
                     if trained.outcome.ok and (best is None or trained.quality > best.quality):
@@ -81,7 +88,7 @@ class Contest:
 class Final:
     """What a method comes to: a plan, and how it was trained best."""
 
-    plan: SizePlan
+    plan: Planned
     start: Start
     rate: float
     trained: Trained

@@ -17,7 +17,8 @@ from ..planning.sizers.bet.families import EXPLORING_FAMILIES
 from ..planning.sizers.bet.sampler import Sampler
 from ..planning.sizers.bet.search import Search
 from ..planning.sizers.equal_sizes import equal_boundaries
-from .contest import Contest
+from . import rivals
+from .contest import Contest, Planned
 
 ALPHAS = (0.25, 0.5)
 PRECISIONS = ("int8", "int4", "int2")
@@ -28,16 +29,16 @@ IN_PARAMETERS, IN_BYTES = False, True
 class Method:
     """plans: to be trained fully. budgets: of which kinds, ``IN_PARAMETERS``, ``IN_BYTES``."""
 
-    plans: Callable[[Contest], Sequence[SizePlan]]
+    plans: Callable[[Contest], Sequence[Planned]]
     about: str
     budgets: tuple[bool, ...] = (IN_PARAMETERS, IN_BYTES)
 
 
-def equal(contest: Contest) -> list[SizePlan]:
+def equal(contest: Contest) -> list[Planned]:
     return [contest.plan(EqualSizes(precision=contest.budget.dtypes[0]))]
 
 
-def uniform(precision: str) -> Callable[[Contest], list[SizePlan]]:
+def uniform(precision: str) -> Callable[[Contest], list[Planned]]:
     return lambda contest: [contest.plan(EqualSizes(precision=precision))]
 
 
@@ -124,11 +125,21 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             for q in PRECISIONS
         },
         "bet": Method(bet, "BET"),
+        "magnitude": Method(rivals.magnitude, "magnitude pruning, as sizes"),
+        "magnitude-mask": Method(
+            rivals.magnitude_mask, "magnitude pruning, entries anywhere", (IN_PARAMETERS,)
+        ),
+        "pep": Method(rivals.pep, "PEP, as sizes"),
+        "pep-mask": Method(rivals.pep_mask, "PEP, entries anywhere", (IN_PARAMETERS,)),
+        "mlet": Method(rivals.mlet, "multi-layer embedding training", (IN_PARAMETERS,)),
+        "mde": Method(rivals.mde, "mixed dimensions by popularity", (IN_PARAMETERS,)),
+        "hashing": Method(rivals.hashing, "the hashing trick", (IN_PARAMETERS,)),
+        "qr": Method(rivals.quotient_remainder, "quotient-remainder", (IN_PARAMETERS,)),
     }
 )
 
 
-def feasible(contest: Contest, method: Method) -> Sequence[SizePlan] | None:
+def feasible(contest: Contest, method: Method) -> Sequence[Planned] | None:
     """The method's plans, or None where it has none within the budget."""
     try:
         return method.plans(contest)

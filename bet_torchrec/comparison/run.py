@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..planning.sizers import Start
+from ..planning.sizers import FormPlan, Start
 from ..progress import progress_bar
 from ..provenance import provenance
 from ..training import TrainingWorkbench
@@ -120,6 +120,8 @@ def _measured(cell: Cell, contest: Contest) -> dict[str, Any]:
     return {
         "parameters": final.plan.parameters(),
         "cost": final.plan.cost(),
+        # with the places of entries that lie anywhere, which papers don't count
+        **({"bytes": final.plan.bytes()} if isinstance(final.plan, FormPlan) else {}),
         "limit": final.plan.limit,
         "validation": final.quality,
         "test": final.trained.evaluate().mean(),

@@ -17,7 +17,7 @@ from .collective import plan_together
 from .counts import RowCounts
 from .feasible import require_useful
 from .plan import SizePlan
-from .sizers import BET, Evaluate, Sizer, SizingProblem, Train, Workbench
+from .sizers import BET, Evaluate, Sized, Sizer, SizingProblem, Train, Workbench
 from .tables import Table, TableSpec, table_specs
 
 if TYPE_CHECKING:
@@ -207,10 +207,13 @@ class BudgetPlanner:
         return sizer
 
     @staticmethod
-    def _checked(plan: SizePlan, problem: SizingProblem) -> SizePlan:
+    def _checked(plan: SizePlan | Sized, problem: SizingProblem) -> SizePlan:
         """Any sizer, a user's too, answers the question that was asked."""
         if not isinstance(plan, SizePlan):
-            raise InvalidInputError(f"a sizer should return a SizePlan, got {type(plan).__name__}")
+            raise InvalidInputError(
+                f"a sizer should return a SizePlan, got {type(plan).__name__}; one whose rows "
+                "share parameters is called by itself: sizer(planner.problem(...)).build(seed)"
+            )
         planned = tuple(TableSpec.of(table) for table in plan.tables)
         if planned != problem.tables or plan.budget != problem.budget:
             raise InvalidInputError(

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,6 +46,19 @@ class Sizes(Protocol):
 
     def sizes(self, table: str) -> NDArray[np.int32]:
         """int32 (rows,), in id order."""
+        ...
+
+
+@runtime_checkable
+class Builds(Protocol):
+    """The part that is needed here of a ``Sized`` whose tables are of its own form."""
+
+    def build(self, seed: int) -> EmbeddingModule:
+        """Its tables, freshly drawn; an ``nn.Module`` too."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Of all that ``build`` depends on but the seed."""
         ...
 
 
@@ -280,29 +293,36 @@ class TrainingWorkbench:
         )
 
     def train(
-        self, plan: Sizes, *, seed: int | None = None, start: Literal["scratch", "full"] = "scratch"
+        self,
+        plan: Sizes | Builds,
+        *,
+        seed: int | None = None,
+        start: Literal["scratch", "full"] = "scratch",
     ) -> Outcome:
         """What ``train_model`` comes to."""
         return self.train_model(plan, seed=seed, start=start).outcome
 
     def train_model(
         self,
-        plan: Sizes,
+        plan: Sizes | Builds,
         *,
         seed: int | None = None,
         start: Literal["scratch", "full"] | None = None,
     ) -> Trained:
-        """A plan's model, trained to convergence.
+        """A plan's model, trained to convergence; in fp32 where it builds tables of its own.
 
         start: "scratch", or "full" for the full tables' rows, cut; as the plan's own metadata say
-            unless given, and from scratch where they say nothing.
+            unless given, and from scratch where they say nothing. Tables of a plan's
+            own start as it builds them: "full" takes the full model's other weights alone.
         """
         if start is None:
             start = getattr(plan, "metadata", {}).get("start", "scratch")
         if start not in ("scratch", "full"):
             raise InvalidInputError(f"start should be 'scratch' or 'full', got {start!r}")
-        sizes = {table.name: plan.sizes(table.name) for table in self.tables}
         seed = self.seed if seed is None else seed
+        if isinstance(plan, Builds):
+            return self._train_built(plan, seed, warm=start == "full")
+        sizes = {table.name: plan.sizes(table.name) for table in self.tables}
         precisions = precisions_of(plan)
         what = content(sizes, precisions)
         if start == "scratch":
@@ -387,6 +407,32 @@ class TrainingWorkbench:
                 warm=warm,
                 seed=seed,
                 precisions=precisions,
+                checkpoint=checkpoint,
+                log=log,
+                facts={"what": what, **start},
+            )
+
+        return self._kept.get(facts, load, train)
+
+    def _train_built(self, plan: Builds, seed: int, *, warm: bool) -> Trained:
+        settings = self.continuing if warm else self.training
+        start = {"start": "full", "from": self._full_facts()} if warm else {}
+        what = f"built-{plan.fingerprint()}"
+        facts = {**self._facts(what, settings, seed), **start}
+
+        def built() -> Any:
+            module: Any = plan.build(seed)
+            return module.to(self.device)
+
+        def load(path: Path) -> Trained:
+            return Trained.load(path, self.task, self.task.new_model(seed), built(), facts=facts)
+
+        def train(*, checkpoint: Checkpointer | None, log: Path | None) -> Trained:
+            return self.fit(
+                built(),
+                settings=settings,
+                warm=self.full() if warm else None,
+                seed=seed,
                 checkpoint=checkpoint,
                 log=log,
                 facts={"what": what, **start},

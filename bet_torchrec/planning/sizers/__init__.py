@@ -7,17 +7,31 @@ from types import MappingProxyType
 
 from .bet import BET
 from .equal_sizes import EqualSizes
+from .forms import Form, FormPlan
+from .hashing import Hashing, QuotientRemainder
+from .magnitude import Magnitude
+from .mixed_dimensions import MDE
 from .mixed_random import MixedRandom
+from .mlet import MLET
+from .pep import PEP
 from .problem import SizingProblem
 from .sensitivity import Sensitivity
 from .workbench import Evaluate, Sized, Sizer, Start, Train, Trained, Workbench
 
 __all__ = [
     "BET",
+    "MDE",
+    "MLET",
+    "PEP",
     "SIZERS",
     "EqualSizes",
     "Evaluate",
+    "Form",
+    "FormPlan",
+    "Hashing",
+    "Magnitude",
     "MixedRandom",
+    "QuotientRemainder",
     "Sensitivity",
     "Sized",
     "Sizer",
@@ -29,5 +43,16 @@ __all__ = [
 ]
 
 SIZERS: Mapping[str, Callable[..., Sizer]] = MappingProxyType(
-    {"bet": BET, "es": EqualSizes, "mr": MixedRandom, "sensitivity": Sensitivity}
+    {
+        "bet": BET,
+        "es": EqualSizes,
+        "mr": MixedRandom,
+        "sensitivity": Sensitivity,
+        "magnitude": Magnitude,
+        "pep": PEP,
+        "mlet": MLET,
+        "mde": MDE,
+        "hashing": Hashing,
+        "qr": QuotientRemainder,
+    }
 )

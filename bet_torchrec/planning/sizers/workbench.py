@@ -58,6 +58,9 @@ class Sized(Protocol):
     def build(self, seed: int) -> EmbeddingModule:
         """Its tables as a module that trains, freshly drawn."""
 
+    def fingerprint(self) -> str:
+        """Of all that ``build`` depends on but the seed: what a trained model is kept under."""
+
 
 class Workbench(Protocol):
     """Trains and evaluates the task's model for a sizer. Quality: higher is better.
@@ -109,19 +112,23 @@ class Workbench(Protocol):
 
     def train(
         self,
-        plan: SizePlan,
+        plan: SizePlan | Sized,
         *,
         seed: int | None = None,
         start: Start = "scratch",
     ) -> Outcome:
-        """A full training: from scratch, or from the full tables' rows, cut."""
+        """A full training: from scratch, or from the full tables' rows, cut.
+
+        A ``Sized`` of its own form starts as it builds its tables, beside the full model's other
+        weights for "full".
+        """
 
 
 class Sizer(Protocol):
     """A method that turns a problem into a plan: a frozen dataclass of hyper-parameters.
 
-    A sizer that cannot do without ``evaluate`` or a workbench says so by a class attribute
+    Where rows share parameters the answer is a ``Sized`` of its own. A sizer that cannot do without ``evaluate`` or a workbench says so by a class attribute
     ``needs_evaluation = True``.
     """
 
-    def __call__(self, problem: SizingProblem) -> SizePlan: ...
+    def __call__(self, problem: SizingProblem) -> SizePlan | Sized: ...

@@ -1,0 +1,55 @@
+"""The published methods that BET is compared with, from a contest to what they want trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..planning.sizers import MDE, MLET, PEP, Hashing, Magnitude, QuotientRemainder
+from .contest import Contest, Planned
+
+MDE_ALPHAS = (0.1, 0.2, 0.3)
+THRESHOLD_DECAY = 1e-4
+"""Of PEP's thresholds' s, so that they rise where the loss says nothing."""
+
+
+def magnitude(contest: Contest) -> list[Planned]:
+    return [contest.plan(Magnitude())]
+
+
+def magnitude_mask(contest: Contest) -> list[Planned]:
+    return [contest.plan(Magnitude(form="mask"))]
+
+
+def pep(contest: Contest) -> list[Planned]:
+    return [contest.plan(_pep(contest))]
+
+
+def pep_mask(contest: Contest) -> list[Planned]:
+    return [contest.plan(replace(_pep(contest), form="mask"))]
+
+
+def _pep(contest: Contest) -> PEP:
+    # Pruning ends at its target: neither patience nor validation has a say before.
+    training = contest.bench.training
+    pruning = replace(training, validate_every=10**9, patience=10**9)
+    return PEP(weight_decay=THRESHOLD_DECAY, settings=pruning, init_std=training.init_std)
+
+
+def mlet(contest: Contest) -> list[Planned]:
+    """One a factor: the finals choose on validation."""
+    sizer = MLET(init_std=contest.bench.training.init_std)
+    return [*sizer.candidates(contest.problem(sizer))]
+
+
+def mde(contest: Contest) -> list[Planned]:
+    """One an alpha: the finals choose on validation."""
+    std = contest.bench.training.init_std
+    return [contest.plan(MDE(alpha=alpha, init_std=std)) for alpha in MDE_ALPHAS]
+
+
+def hashing(contest: Contest) -> list[Planned]:
+    return [contest.plan(Hashing(init_std=contest.bench.training.init_std))]
+
+
+def quotient_remainder(contest: Contest) -> list[Planned]:
+    return [contest.plan(QuotientRemainder(init_std=contest.bench.training.init_std))]

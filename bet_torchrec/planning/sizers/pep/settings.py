@@ -1,0 +1,154 @@
+"""The sizer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ....errors import InvalidInputError
+from ...plan import SizePlan
+from ..forms import FormPlan, form_plan, workbench_of
+from ..magnitude import AnswerAs, check_form
+from ..problem import SizingProblem
+from ..survivors import MaskedTables, affordable_entries, entries_as_sizes, sizes_plan
+from .pruning import EnoughPruned, Pruned, Pruning
+from .threshold import Granularity, SoftThreshold
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PEP:
+    """Learnable embedding sizes (ICLR 2021): prune by learnt thresholds, then retrain what is left.
+
+    Tables and thresholds train together until no more entries survive than the budget has; the
+    survivors go back to their *initial* values and are trained anew under the mask (the lottery
+    ticket). Which training is best is for validation to say; the published code stops on the test
+    set.
+
+    granularity: what shares a threshold. start: every threshold's s at first; the paper's are -15
+        (MovieLens-1M) and -150 (Criteo, Avazu). At -150 the sigmoid's gradient is 0 in fp32, and
+        weight decay alone moves s.
+    threshold_rate: the thresholds' learning rate, as a multiple of the tables'. weight_decay: of
+        the thresholds' s, which pulls them towards 0 and so prunes.
+    form: "mask" keeps entries where they are (the paper's), "sizes" gives a row as many dimensions
+        as entries of it survive, scaled to the budget: a ``SizePlan`` of real tables.
+    settings: of the pruning run, as the workbench takes them; it should not stop while quality
+        falls. None: the workbench's own.
+    init_std: of the tables' initial entries. every: steps between looks at the survivors.
+    precision: of the sizes' tables; None takes the first that the budget allows.
+    """
+
+    granularity: Granularity = "feature_dimension"
+    start: float = -15.0
+    threshold_rate: float = 1.0
+    weight_decay: float = 0.0
+    form: AnswerAs = "sizes"
+    settings: Any = None
+    init_std: float = 0.01
+    every: int = 10
+    precision: str | None = None
+    needs_evaluation: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_form(self.form)
+        if self.granularity not in get_args(Granularity):
+            raise InvalidInputError(
+                f"granularity should be one of {', '.join(get_args(Granularity))}, "
+                f"got {self.granularity!r}"
+            )
+        for name in ("threshold_rate", "init_std"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InvalidInputError(f"{name} should be positive and finite, got {value!r}")
+        if not math.isfinite(self.start) or not 0 <= self.weight_decay < math.inf:
+            raise InvalidInputError(
+                "start should be finite and weight_decay at least 0, got "
+                f"{self.start!r} and {self.weight_decay!r}"
+            )
+        if not isinstance(self.every, int) or self.every < 1:
+            raise InvalidInputError(f"every should be an int from 1 on, got {self.every!r}")
+
+    def __call__(self, problem: SizingProblem) -> SizePlan | FormPlan:
+        """The masked tables or the plan; deterministic under ``problem.seed``.
+
+        Raises:
+            MissingEvaluationError: the problem has no workbench.
+            InfeasibleBudgetError: nothing fits.
+        """
+        if self.form == "mask":
+            target = affordable_entries(problem, "pep")
+        else:
+            target = entries_as_sizes(problem, self.precision)
+        return self.answer(problem, self.prune(problem, [target])[target])
+
+    def prune(self, problem: SizingProblem, targets: Iterable[int]) -> dict[int, Pruned]:
+        """{target: masks that keep no more entries than it}, all from one run."""
+        bench = workbench_of(problem, "PEP")
+        embedding = SoftThreshold(
+            self.initial(problem), granularity=self.granularity, start=self.start
+        )
+        pruning = Pruning(embedding, targets, every=self.every)
+        with contextlib.suppress(EnoughPruned):
+            bench.fit(
+                embedding,
+                settings=self.settings,
+                seed=problem.seed,
+                groups=self._optimizer(embedding),
+                on_step=pruning.on_step,
+            )
+        found: dict[int, Pruned] = problem.team.broadcast(pruning.finish())
+        for target, pruned in found.items():
+            if not pruned.met:
+                _log.warning(
+                    "pep: more than %d entries survived %d steps: the largest above their "
+                    "thresholds are kept; train longer, or raise start, threshold_rate or "
+                    "weight_decay",
+                    target,
+                    pruned.step,
+                )
+        return found
+
+    def answer(self, problem: SizingProblem, pruned: Pruned) -> SizePlan | FormPlan:
+        """What masks come to: the initial entries under them, or sizes."""
+        notes = {
+            "pruned": f"after {pruned.step} steps" if pruned.met else "by margin, target not met",
+            "granularity": self.granularity,
+        }
+        if self.form == "mask":
+            form = MaskedTables.of(pruned.masks, self.initial(problem))
+            return form_plan(problem, form, "pep", notes=notes)
+        survivors = {name: mask.sum(axis=1) for name, mask in pruned.masks.items()}
+        return sizes_plan(problem, survivors, "pep", precision=self.precision, metadata=notes)
+
+    def initial(self, problem: SizingProblem) -> dict[str, Tensor]:
+        """{table: (R, d)} as they are before any training, from ``problem.seed``."""
+        generator = torch.Generator().manual_seed(problem.seed)
+        return {
+            table.name: torch.randn(table.num_embeddings, table.embedding_dim, generator=generator)
+            * self.init_std
+            for table in problem.tables
+        }
+
+    def _optimizer(self, embedding: SoftThreshold) -> Any:
+        """Adam with the thresholds as a group of their own."""
+        thresholds = {id(weight) for weight in embedding.thresholds.parameters()}
+
+        def make(weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+            own = [weight for weight in weights if id(weight) in thresholds]
+            others = [weight for weight in weights if id(weight) not in thresholds]
+            group = {
+                "params": own,
+                "lr_scale": self.threshold_rate,
+                "weight_decay": self.weight_decay,
+            }
+            return torch.optim.Adam([{"params": others}, group])
+
+        return make
