@@ -127,8 +127,8 @@ class Workbench(Protocol):
 class Sizer(Protocol):
     """A method that turns a problem into a plan: a frozen dataclass of hyper-parameters.
 
-    Where rows share parameters the answer is a ``Sized`` of its own. A sizer that cannot do without ``evaluate`` or a workbench says so by a class attribute
-    ``needs_evaluation = True``.
+    Where rows share parameters the answer is a ``Sized`` of its own. A sizer that cannot do
+    without ``evaluate`` or a workbench says so by a class attribute ``needs_evaluation = True``.
     """
 
     def __call__(self, problem: SizingProblem) -> SizePlan | Sized: ...

@@ -144,7 +144,7 @@ class PEP:
         def make(weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
             own = [weight for weight in weights if id(weight) in thresholds]
             others = [weight for weight in weights if id(weight) not in thresholds]
-            group = {
+            group: dict[str, Any] = {
                 "params": own,
                 "lr_scale": self.threshold_rate,
                 "weight_decay": self.weight_decay,
