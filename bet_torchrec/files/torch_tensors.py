@@ -47,7 +47,10 @@ def entry(name: str, tensor: Tensor) -> Entry:
 
     def pieces() -> Iterator[NDArray[np.uint8]]:
         for piece in tensor.detach().reshape(-1).split(_PIECE):
-            yield piece.cpu().contiguous().view(torch.uint8).numpy()
+            own = piece.cpu().contiguous()
+            if own.ndim and own.stride(-1) != 1:  # one column may have any stride
+                own = own.clone(memory_format=torch.contiguous_format)
+            yield own.view(torch.uint8).numpy()
 
     return Entry(name, DTYPES[tensor.dtype], tuple(tensor.shape), pieces)
 
