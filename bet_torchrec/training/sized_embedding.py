@@ -202,8 +202,8 @@ class SizedEmbedding(nn.Module):
 
 
 def _key(name: str) -> str:
-    """A table's name as torch allows names: a dot would be a path."""
-    return name.replace(".", "\u2024")
+    """A table's name as torch allows names: a dot would be a path, "items" a method."""
+    return name.replace(".", "\u2024") + ("\u2024" if hasattr(nn.ParameterDict, name) else "")
 
 
 def _checked(name: str, sizes: ArrayLike) -> np.ndarray:

@@ -196,6 +196,12 @@ def test_bad_arguments():
         TensorTables({"a": F.one_hot(torch.tensor([0, 1])).float(), "b": torch.ones(1, 3)})
 
 
+@pytest.mark.parametrize("name", ["items", "values", "training", "type"])
+def test_names_may_be_those_of_methods(name):
+    made = SizedEmbedding({name: np.array([1, 2])}).load_prefix({name: torch.ones(2, 2)})
+    assert made.lookup(name, torch.tensor([0])).tolist() == [[1, 0]]
+
+
 def test_names_may_have_dots():
     sizes = {"ads.user": np.array([2, 0, 3]), "ads.item": np.array([0, 0])}
     made = SizedEmbedding(sizes).draw(0.1, torch.Generator().manual_seed(0))
