@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -27,6 +25,7 @@ from ..task import Part
 from .batches import Batches, Source
 from .counting import count_ids, features_of, load_counts, save_counts
 from .slots import BagSlot, SequenceSlot
+from .user_model import Quality, Slotted, evaluating, inner, predict_clicks, slot_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -38,18 +37,6 @@ Predict: TypeAlias = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 Metric: TypeAlias = 'Literal["auc", "log_loss"] | Callable[[nn.Module, Iterable[Any]], float]'
 CHECKED = 10  # "check" is over the first so many-th of the validation batches
-
-
-def predict_clicks(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    """Logits and labels of a batch as TorchRec's own data sets give them."""
-    if not all(hasattr(batch, n) for n in ("dense_features", "sparse_features", "labels")):
-        raise InvalidInputError(
-            "a batch should be TorchRec's Batch (dense_features, sparse_features, labels), got "
-            f"{type(batch).__name__}: pass predict=, a function from (model, batch) to (logits, "
-            "labels), or loss= and metric="
-        )
-    logits = model(batch.dense_features, batch.sparse_features)
-    return logits.flatten(), batch.labels
 
 
 class TorchRecTask:
@@ -173,7 +160,7 @@ class TorchRecTask:
             if self._pooled
             else SequenceSlot(self.configs)
         )
-        return _Slotted(self._made(slot, seed).to(self.device), slot)
+        return Slotted(self._made(slot, seed).to(self.device), slot)
 
     def _made(self, collection: nn.Module, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -210,7 +197,7 @@ class TorchRecTask:
         if part == "check":
             steps = -(-held_out.steps // CHECKED)
         if callable(self.metric):
-            with _evaluating(model, embedding):
+            with evaluating(model, embedding):
                 metric, batches = self.metric, self._batches(held_out, steps)
                 return self.team.mean("metric", lambda: metric(inner(model), batches))
         metrics = click_metrics(*self._predictions(model, embedding, held_out, steps))
@@ -237,7 +224,7 @@ class TorchRecTask:
                 logits.append(z.flatten().float().cpu().numpy())
             return np.concatenate(labels), np.concatenate(logits)
 
-        with _evaluating(model, embedding):
+        with evaluating(model, embedding):
             everyone = self.team.gather(self.team.together("prediction", predict))
         labels, logits = zip(*everyone, strict=True)
         return np.concatenate(labels), np.concatenate(logits)
@@ -360,49 +347,6 @@ class TorchRecTask:
             )
         made: nn.Module = embeddings.BudgetedEmbeddingCollection(self.configs, plan, **options)
         return made
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What a metric of the user's own says."""
-
-    quality: float
-
-    def mean(self) -> dict[str, float]:
-        return {"quality": self.quality}
-
-
-class _Slotted(nn.Module):
-    """A user's model and the slot in it."""
-
-    def __init__(self, model: nn.Module, slot: BagSlot | SequenceSlot) -> None:
-        super().__init__()
-        self.model = model
-        self._slot = [slot]  # a list: it is registered within the model already
-
-
-def slot_of(model: nn.Module) -> BagSlot | SequenceSlot:
-    """Where a model of ``TorchRecTask.new_model`` looks up."""
-    slot: BagSlot | SequenceSlot = model._slot[0]  # type: ignore[index, assignment]
-    return slot
-
-
-def inner(model: nn.Module) -> nn.Module:
-    """The user's own module."""
-    found: nn.Module = model.model  # type: ignore[assignment]
-    return found
-
-
-@contextmanager
-def _evaluating(model: nn.Module, embedding: Any) -> Iterator[None]:
-    """Evaluation mode over an embedding module, without gradients."""
-    was_training = model.training
-    model.eval()
-    try:
-        with slot_of(model).holding(embedding), torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def _pooled(configs: Sequence[Any]) -> bool:
