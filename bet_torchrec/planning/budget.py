@@ -29,6 +29,7 @@ OPTIMIZERS = ("sgd", "rowwise_adagrad", "adagrad", "adam", "lamb", "partial_roww
 
 BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}
 _SCALE_AND_BIAS = 4  # bytes, fp16 each, in every integer row
+_MOST = 10**30  # of a budget; shares of it are computed as floats
 _ID_MAP = 4  # bytes a row, one int32 permutation
 _TABLE_ALIGNMENT = 128  # bytes, inference
 FUSED_MULTIPLE = 4  # widths that FBGEMM's fused training kernels take are multiples of it
@@ -281,9 +282,9 @@ def _whole(amount: Any, unit: str) -> int:
         except TypeError:
             if isinstance(amount, float) and amount.is_integer():
                 number = int(amount)
-    if number < 0:
+    if not 0 <= number <= _MOST:
         raise InvalidInputError(
-            f"a budget in {unit} should be a whole number, 0 or more, got {amount!r}"
+            f"a budget in {unit} should be a whole number from 0 to 1e30, got {str(amount)[:40]}"
         )
     return number
 

@@ -177,3 +177,9 @@ def test_an_unknown_precision_is_refused():
 def test_budgets_compare_by_what_they_are():
     assert inference() == inference(16) != inference(1)
     assert len({Budget.parameters(3), Budget.parameters(3.0), Budget.sparsity(0.5)}) == 2
+
+
+@pytest.mark.parametrize("amount", [10**400, 10**31, -1, float("inf"), "9", None])
+def test_amounts_beyond_reason_are_refused(amount):
+    with pytest.raises(InvalidInputError, match="whole number from 0 to 1e30"):
+        Budget.parameters(amount)
