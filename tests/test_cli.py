@@ -307,3 +307,20 @@ def test_a_plans_run_folder_knows_data_and_model(
     assert cli.main(["evaluate", str(tmp_path / "a"), "--device", "cpu", "--quiet"]) == 0
     other = ["evaluate", str(tmp_path / "a"), "--device", "abacus", "--quiet"]
     assert "--device should be" in refused(other, capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--widths", "any"], "expected widths as 0,1,2,4"),
+        (["--device", "abacus"], "--device should be"),
+        (["--methods", "magic"], "methods should be among"),
+        (["--budgets", "1/4 bits"], "a budget should be a share"),
+    ],
+)
+def test_bad_comparisons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], says: str
+):
+    argv = ["compare", "--data", "frappe", "--models", "fm", "--run-dir", str(tmp_path), *more]
+    assert says in refused(argv, capsys)
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .model_options import checked_device
 from .options import add_quiet, names, number, whole, whole_or_zero, widths
 
 METHODS = ("full", "equal", "subset", "count", "random", "int8", "int4", "int2", "bet")
@@ -39,7 +40,7 @@ def add(commands: Any) -> None:
     search.add_argument("--probes", type=whole, default=30)
     search.add_argument("--finalists", type=whole, default=3)
     search.add_argument(
-        "--widths", type=widths, metavar="W,W...", help="that rows may have (0,1,...,--dim)"
+        "--widths", type=_widths, metavar="W,W...", help="that rows may have (0,1,...,--dim)"
     )
     search.add_argument("--rates", type=_rates, metavar="R,R...", help="learning rates, tuned over")
     parser.add_argument("--run-dir", type=Path, required=True, help="results and kept models")
@@ -51,6 +52,13 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _widths(text: str) -> tuple[int, ...]:
+    found = widths(text)
+    if isinstance(found, str):
+        raise argparse.ArgumentTypeError(f"expected widths as 0,1,2,4, got {text!r}")
+    return found
+
+
 def _rates(text: str) -> tuple[float, ...]:
     return tuple(number(part) for part in text.split(","))
 
@@ -59,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     from ..comparison import Settings, grid, read_results, run_cells
     from ..comparison.report import plot, report
     from ..comparison.run import RESULTS
+    from ..files.atomic import replace_file
 
     cells = grid(
         data=args.data,
@@ -82,16 +91,14 @@ def run(args: argparse.Namespace) -> None:
             args.run_dir,
             settings,
             data_dir=args.data_dir,
-            device=args.device,
+            device=checked_device(args.device),
             progress=not args.quiet,
         )
     asked = set(cells)
     found = {cell: record for cell, record in read_results(path).items() if cell in asked}
     text = report(found)
     target = args.run_dir / "report.md"
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(target)
+    replace_file(target, text)
     print(text)
     for written in (path, target, *plot(found, args.run_dir)):
         print(written)

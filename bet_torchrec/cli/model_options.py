@@ -81,7 +81,7 @@ def workbench_of(
     from ..tasks import RankingTask
     from ..training import ProbeCheck, TrainingWorkbench
 
-    recipe, device = recipe_of(args), _checked_device(args.device)
+    recipe, device = recipe_of(args), checked_device(args.device)
     task = RankingTask(split, args.backbone, embedding_dim=args.dim, bpr=recipe.bpr, device=device)
     return TrainingWorkbench(
         task,
@@ -96,7 +96,8 @@ def workbench_of(
     )
 
 
-def _checked_device(name: str) -> str:
+def checked_device(name: str) -> str:
+    """The device that --device names. Raises InvalidInputError for none, or one not here."""
     import torch
 
     try:

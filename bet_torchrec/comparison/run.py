@@ -57,7 +57,7 @@ def run_cells(
             bar.set_postfix_str(f"{cell.data} {cell.model} {cell.budget} {cell.method} {cell.seed}")
             group = (cell.data, cell.model, cell.dim, cell.seed)
             if group not in entries:
-                entries = {group: make_entry(cell, data_dir)}  # one at a time in memory
+                entries = {group: make_entry(cell, data_dir, device)}  # one at a time in memory
             record = run_cell(cell, entries[group], folder, settings, device=device)
             append_result(path, record)
     return path

@@ -30,10 +30,10 @@ class Entry:
     data: dict[str, Any]
 
 
-def make_entry(cell: Cell, data_dir: Path | None = None) -> Entry:
+def make_entry(cell: Cell, data_dir: Path | None = None, device: str = "cpu") -> Entry:
     """The task of a cell, on a split of its seed with ids in rank order."""
     if cell.model in BACKBONES:
-        return _ranking(cell, data_dir)
+        return _ranking(cell, data_dir, device)
     from ..data.clicks import load_clicks
 
     split = load_clicks(cell.data, data_dir=data_dir, seed=cell.seed).by_rank()[0].compact()
@@ -43,6 +43,7 @@ def make_entry(cell: Cell, data_dir: Path | None = None) -> Entry:
         model,
         embedding_dim=cell.dim,
         batch_size=CLICK_BATCH,
+        device=device,
         l2=CLICK_L2.get(cell.data, OTHER_L2),
     )
     rates = CLICK_RATES.get(cell.data, OTHER_RATES)
@@ -56,7 +57,7 @@ def make_entry(cell: Cell, data_dir: Path | None = None) -> Entry:
     )
 
 
-def _ranking(cell: Cell, data_dir: Path | None) -> Entry:
+def _ranking(cell: Cell, data_dir: Path | None, device: str) -> Entry:
     from ..data import load, random_split
 
     split = random_split(load(cell.data, data_dir=data_dir), seed=cell.seed).by_rank()
@@ -67,6 +68,7 @@ def _ranking(cell: Cell, data_dir: Path | None) -> Entry:
         backbone,
         embedding_dim=cell.dim,
         bpr=recipe.bpr,
+        device=device,
     )
     rate = recipe.training.lr
     digest = "-".join(part.fingerprint() for part in split.parts())

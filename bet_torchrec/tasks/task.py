@@ -91,11 +91,3 @@ class Task(Protocol):
     ) -> Report:
         """All metrics of a part."""
         ...
-
-
-class Turns(Protocol):
-    """A model whose tables may be turned: what a warm start in principal axes needs."""
-
-    def rotate(self, tables: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Full tables (rows, d) in their principal axes; see ``models.Backbone.rotate``."""
-        ...

@@ -28,11 +28,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """The tasks of a grid are small ones, made up; which were asked for."""
     asked: list[Cell] = []
 
-    def entry(cell: Cell, data_dir: Path | None = None) -> Entry:
+    def entry(cell: Cell, data_dir: Path | None, device: str) -> Entry:
         asked.append(cell)
         log = generate_clicks(3000, fields=(300, 50, 8), seed=cell.seed)
         split = split_random(log, seed=cell.seed).by_rank()[0]
-        task = ClickTask(split, "fm", embedding_dim=cell.dim, batch_size=256)
+        task = ClickTask(split, "fm", embedding_dim=cell.dim, batch_size=256, device=device)
         recipe = clicks(5e-3)
         training = dataclasses.replace(recipe.training, max_epochs=3)
         return Entry(task, training, recipe.fine_tuning, (5e-3,), {"name": cell.data})
