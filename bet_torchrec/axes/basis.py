@@ -77,6 +77,20 @@ class Basis:
             raise InvalidInputError(f"width should be from 1 to {self.width}, got {width}")
         return Basis(self.axes[:width], None if self.energy is None else self.energy[:width])
 
+    def resized(self, width: int) -> Basis:
+        """The first axes alone, or after all of them others that are orthonormal to them.
+
+        Raises:
+            InvalidInputError: there are not that many.
+        """
+        if width <= self.width:
+            return self.cut(width)
+        if width > self.dim:
+            raise InvalidInputError(f"width should be at most {self.dim} columns, got {width}")
+        every = torch.cat([self.axes.T, torch.eye(self.dim)], dim=1).double()
+        rest = torch.linalg.qr(every).Q.T[self.width : width]
+        return Basis(torch.cat([self.axes, rest.float()]))
+
     def coordinates(self, rows: Tensor) -> Tensor:
         """(n, d) -> (n, w), what comes nearest to the rows; exact for w = d orthonormal axes."""
         return rows @ self._into.to(rows)

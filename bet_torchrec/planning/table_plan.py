@@ -144,6 +144,11 @@ class TablePlan:
         return 0 if self.basis is None else max(self.widths)
 
     @property
+    def read_width(self) -> int:
+        """Columns of a read that may be other than zeros."""
+        return self.embedding_dim if self.axes else max(self.widths)
+
+    @property
     def parameters(self) -> int:
         """Weights that are kept, those of the basis among them."""
         rows = sum(bucket.width * bucket.rows for bucket in self.buckets)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ....axes import Basis, principal_basis
+from ....axes import Basis, lookups, principal_basis
 from ....errors import InvalidInputError, MissingEvaluationError
 from ...counts import RowCounts
 from ...plan import SizePlan
@@ -82,7 +82,7 @@ class Sensitivity:
         bases: dict[str, Basis] = {}
         for spec, counts in zip(problem.tables, problem.counts, strict=True):
             if self.axes == "principal" or spec.basis is not None:
-                bases[spec.name] = principal_basis(tables[spec.name], counts.by_id())
+                bases[spec.name] = principal_basis(tables[spec.name], lookups(counts))
         squares = squared_gradients(
             task,
             trained.model,
