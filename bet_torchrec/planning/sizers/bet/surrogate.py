@@ -103,11 +103,21 @@ class FittedProcess:
         fits = [self._fit(y, *setting) for setting in settings]
         best = max(range(len(fits)), key=lambda i: fits[i][0])
         self._setting, self._weights = settings[best], fits[best][1]
+        self._lower = self._factor(*self._setting)[0]
 
     def __call__(self, candidates: Candidates) -> Tensor:
         """(m,) expected fitness."""
         kernel = self._kernel(self.embed(candidates), self._x, *self._setting[:2])
         return self._mean + self._spread * (kernel @ self._weights)
+
+    def spread(self, candidates: Candidates) -> Tensor:
+        """(m,) standard deviation of the expected fitness."""
+        x, (smooth, length, _) = self.embed(candidates), self._setting
+        known = torch.linalg.solve_triangular(
+            self._lower, self._kernel(self._x, x, smooth, length), upper=False
+        )
+        prior = smooth + (1 - smooth) * x.square().sum(-1) / self._power
+        return self._spread * (prior - known.square().sum(0)).clamp(min=0.0).sqrt()
 
     def embed(self, candidates: Candidates) -> Tensor:
         """(m, q) their features, as seen from the mean of the probes."""
@@ -120,11 +130,16 @@ class FittedProcess:
 
     def _fit(self, y: Tensor, smooth: float, length: float, noise: float) -> tuple[float, Tensor]:
         """Log likelihood of the probes and their weights in a prediction."""
-        kernel = self._kernel(self._x, self._x, smooth, length)
-        kernel = kernel + noise * torch.eye(len(y), dtype=torch.float64)
-        lower, failed = torch.linalg.cholesky_ex(kernel)
-        if int(failed):
+        lower, failed = self._factor(smooth, length, noise)
+        if failed:
             return -math.inf, torch.zeros_like(y)
         weights = torch.cholesky_solve(y[:, None], lower)[:, 0]
         likelihood = -0.5 * float(y @ weights) - float(lower.diagonal().log().sum())
         return likelihood, weights
+
+    def _factor(self, smooth: float, length: float, noise: float) -> tuple[Tensor, bool]:
+        """The Cholesky factor of the probes' covariance, and whether there is none."""
+        kernel = self._kernel(self._x, self._x, smooth, length)
+        kernel = kernel + noise * torch.eye(len(self._x), dtype=torch.float64)
+        lower, failed = torch.linalg.cholesky_ex(kernel)
+        return lower, bool(failed)
