@@ -27,6 +27,7 @@ from .sampler import Candidates
 SMOOTH = (0.0, 0.5, 1.0)  # the smooth kernel's part; the rest is the linear one's
 LENGTHS = (0.5, 1.0, 2.0)  # of the smooth kernel, in typical distances between probes
 NOISES = (0.01, 0.05, 0.3)  # variance of a probe's noise, in that of the probes' fitness
+WRECKED = 2.0  # times as far under the median as the best is over it: how bad no longer matters
 BITS_WEIGHT = 0.5  # of a factor of two in bits beside one in width
 
 
@@ -90,7 +91,7 @@ class FittedProcess:
 
     def __init__(self, features: Features, tried: Candidates, fitness: np.ndarray) -> None:
         self._features = features
-        x = features(tried)
+        x, fitness = features(tried), _above_wrecks(fitness)
         self._mean, self._spread = float(fitness.mean()), float(fitness.std()) or 1.0
         self._center = x.mean(0)
         self._x = x - self._center
@@ -143,3 +144,12 @@ class FittedProcess:
         kernel = kernel + noise * torch.eye(len(self._x), dtype=torch.float64)
         lower, failed = torch.linalg.cholesky_ex(kernel)
         return lower, bool(failed)
+
+
+def _above_wrecks(fitness: np.ndarray) -> np.ndarray:
+    """Fitness with what lies far under the median raised to a floor.
+
+    A plan without the one table that matters would otherwise make all others look alike.
+    """
+    middle = np.median(fitness)
+    return fitness.clip(min=middle - WRECKED * (fitness.max() - middle))
