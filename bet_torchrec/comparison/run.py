@@ -74,6 +74,7 @@ def run_cell(
         training=entry.training,
         fine_tuning=entry.fine_tuning,
         probe_share=entry.probe_share,
+        foresight=entry.foresight,
         run_dir=shared,
         seed=cell.seed,
         device=device,

@@ -27,6 +27,8 @@ class BET:
     iterations: probes (T). candidates: drawn an iteration (m), one of which is tried.
     families: of size distributions. draws: "quantiles" (closed form) or "iid" (literal).
     shares: how candidates split the budget among tables.
+    alike: the share of fresh candidates in which all tables have one family and beta.
+    explored: probes before the predictor is first asked; random where they are no anchors.
     strategies: cycled over the iterations; I "predicted", II "random", III "nearest", and
         "local", a random mutant of the best few, without the predictor.
     trainer: the predictor and how it learns: ``GaussianProcess``, or the paper's deep set as
@@ -63,6 +65,8 @@ class BET:
     families: tuple[Family, ...] = EXPLORING_FAMILIES
     draws: Literal["quantiles", "iid"] = "quantiles"
     shares: Shares = field(default_factory=Informed)
+    alike: float = 0.5
+    explored: int = 10
     strategies: tuple[Strategy, ...] = ("predicted",)
     trainer: Trainer = field(default_factory=GaussianProcess)
     optimism: float = 1.0
@@ -77,12 +81,15 @@ class BET:
 
     def __post_init__(self) -> None:
         for name, least in (("iterations", 1), ("candidates", 1), ("finalists", 0),
-                            ("final_seeds", 1), ("probe_epochs", 0)):  # fmt: skip
+                            ("final_seeds", 1), ("probe_epochs", 0), ("explored", 0)):  # fmt: skip
             value = getattr(self, name)
             if not (name == "probe_epochs" and value is None):
                 object.__setattr__(self, name, _whole(name, value, least))
-        if not _is_share(self.mutants):
-            raise InvalidInputError(f"mutants should be a share from 0 to 1, got {self.mutants!r}")
+        for name in ("mutants", "alike"):
+            if not _is_share(value := getattr(self, name)):
+                raise InvalidInputError(f"{name} should be a share from 0 to 1, got {value!r}")
+        if not isinstance(self.optimism, (int, float)) or not 0 <= self.optimism < float("inf"):
+            raise InvalidInputError(f"optimism should be 0 or more, got {self.optimism!r}")
         if self.tolerance is not None and not _is_share(self.tolerance):
             raise InvalidInputError(
                 f"tolerance should be a share from 0 to 1, or None, got {self.tolerance!r}"
@@ -140,6 +147,8 @@ class BET:
         settings: dict[str, Any] = {
             "families": PAPER_FAMILIES,
             "shares": Dirichlet(),
+            "alike": 0.0,
+            "explored": 1,
             "strategies": PAPER_STRATEGIES,
             "trainer": SingleSamples(),
             "optimism": 0.0,
