@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -72,6 +73,10 @@ class TrainingWorkbench:
     pretraining: of the full tables' training; ``training`` unless given.
     continuing: of a full training that starts from the full tables' rows; ``training`` at the
         probe's learning rate unless given.
+    probe_share: of the epochs that the full model took, those of a probe, where that is more than
+        ``fine_tuning.max_epochs``. foresight: how much of what a probe's second half gained is
+        added to its quality, because wide rows are still learning when narrow ones are done. Both
+        as ``recipes.clicks`` has them unless a fine_tuning is given.
     warm_start: rows are cut as they are ("prefix"), or after turning the tables to their principal
         axes where the model allows it ("rotated").
     check: when a probe with a floor is given up; None never does.
@@ -91,6 +96,8 @@ class TrainingWorkbench:
         fine_tuning: TrainSettings | None = None,
         pretraining: TrainSettings | None = None,
         continuing: TrainSettings | None = None,
+        probe_share: float | None = None,
+        foresight: float | None = None,
         warm_start: WarmStart = "rotated",
         check: ProbeCheck | None = None,
         run_dir: str | Path | None = None,
@@ -102,11 +109,20 @@ class TrainingWorkbench:
             raise InvalidInputError(
                 f"warm_start should be 'rotated' or 'prefix', got {warm_start!r}"
             )
+        for what, share in (("probe_share", probe_share), ("foresight", foresight)):
+            if share is not None and not 0 <= share <= 1:
+                raise InvalidInputError(f"{what} should be from 0 to 1, got {share!r}")
         self.task = task
         recipe = default_recipe(task)
         self.training = training or recipe.training
         self.pretraining = pretraining or self.training
+        own = fine_tuning is not None
         self.fine_tuning = fine_tuning or recipe.fine_tuning
+        if probe_share is None:
+            probe_share = 0.0 if own else recipe.probe_share
+        if foresight is None:
+            foresight = 0.0 if own else recipe.foresight
+        self.probe_share, self.foresight = probe_share, foresight
         self.continuing = continuing or dataclasses.replace(
             self.training, lr=min(self.training.lr, self.fine_tuning.lr)
         )
@@ -136,6 +152,8 @@ class TrainingWorkbench:
             "task": dict(self.task.identity()),
             "seed": self.seed,
             "warm_start": self.warm_start,
+            "probe_share": self.probe_share,
+            "foresight": self.foresight,
             "adopted": self._adopted,
             **{name: _asdict(getattr(self, name)) for name in settings},
         }
@@ -258,21 +276,31 @@ class TrainingWorkbench:
             task=self.task, model=model, embedding=module, outcome=outcome, precisions=precisions
         )
 
+    def probe_epochs(self) -> int:
+        """Of a probe: its settings', or as large a share of the full model's as is asked for."""
+        share = self.probe_share and self.probe_share * self.full().outcome.epochs
+        return max(self.fine_tuning.max_epochs, math.ceil(share))
+
     def fine_tune(
         self, plan: Sizes, *, epochs: int | None = None, floor: float | None = None
     ) -> Outcome:
-        """What ``fine_tuned`` comes to."""
-        return self.fine_tuned(plan, epochs=epochs, floor=floor).outcome
+        """What ``fine_tuned`` comes to, or with ``foresight`` what it would."""
+        outcome = self.fine_tuned(plan, epochs=epochs, floor=floor).outcome
+        if not (self.foresight and outcome.ok and len(outcome.history) > 1):
+            return outcome
+        (_, half), (_, end) = outcome.history
+        foreseen = outcome.quality + self.foresight * max(end - half, 0.0)
+        return dataclasses.replace(outcome, quality=foreseen)
 
     def fine_tuned(
         self, plan: Sizes, *, epochs: int | None = None, floor: float | None = None
     ) -> Trained:
         """A plan's model after a brief training from the full tables' rows, cut.
 
-        epochs: instead of ``fine_tuning.max_epochs``; 0 evaluates the bare cut rows.
+        epochs: instead of ``probe_epochs()``; 0 evaluates the bare cut rows.
         floor: with a ``check``, a probe that looks hopeless against it ends as "pruned".
         """
-        epochs = self.fine_tuning.max_epochs if epochs is None else epochs
+        epochs = self.probe_epochs() if epochs is None else epochs
         warm, embedding, precisions = self._cut(plan)
         if epochs == 0:
             found = self.task.validate(warm.model, as_served(embedding, precisions))
@@ -286,9 +314,13 @@ class TrainingWorkbench:
                 outcome=outcome,
                 precisions=precisions,
             )
+        settings = dataclasses.replace(self.fine_tuning, max_epochs=epochs)
+        if self.foresight:
+            half = max(1, math.ceil(epochs * self.task.steps_per_epoch / 2))
+            settings = dataclasses.replace(settings, validate_every=half, patience=2)
         return self.fit(
             embedding,
-            settings=dataclasses.replace(self.fine_tuning, max_epochs=epochs),
+            settings=settings,
             warm=warm,
             seed=self.seed + 1,
             floor=floor,

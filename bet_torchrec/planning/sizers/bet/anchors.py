@@ -3,7 +3,7 @@
 Equal sizes come first, once a precision and exactly as ``EqualSizes`` gives them. Then, in turns:
 the small tables at full width and the rest by count^.5 or equal; sizes by count^alpha; and each
 table left out that others could gain by, those first that cost most a lookup (with few tables,
-nearly all of the budget for each subset).
+nearly all of the budget for each subset, and those first).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ AnchorKind = Literal["anchor", "small", "count", "subset"]
 
 FEW_TABLES = 4  # one can do another's work (a graph model's items); subsets of many are too many
 ALPHAS = (0.25, 0.5)
-STRAIGHT = 4  # anchors beside equal sizes before the search's own candidates get every other turn
+STRAIGHT = 4  # anchors beside equal sizes before the search's own candidates get most turns
+EVERY = 3  # after those
 WORTH = 0.05  # of all rows: a table with fewer frees too little by being left out
 SMALL = 0.1  # of the budget: what the small tables at full width may take together
 
@@ -38,22 +39,25 @@ class Anchors:
         shapes: list[tuple[AnchorKind, object]] = [("small", "count"), ("small", "equal")]
         shapes += [("count", alpha) for alpha in ALPHAS]
         subsets: list[tuple[AnchorKind, object]] = [("subset", s) for s in self._subsets()]
-        turns = zip_longest(subsets, shapes)
-        self._others = [anchor for turn in turns for anchor in turn if anchor is not None]
+        if len(problem.tables) > FEW_TABLES:
+            self._others = shapes + subsets
+        else:
+            turns = zip_longest(subsets, shapes)
+            self._others = [anchor for turn in turns for anchor in turn if anchor is not None]
 
     def due(self, iteration: int) -> int | None:
         """The number of the anchor whose turn it is, or None.
 
-        After equal sizes and the first few, an anchor comes every second iteration, so that many
-        tables leave the search half of its iterations.
+        After equal sizes and the first few, an anchor comes every third iteration, so that many
+        tables leave the search most of its iterations.
         """
         straight = self.equal + STRAIGHT
         number = iteration
         if iteration >= straight:
             since = iteration - straight
-            if since % 2 == 0:
+            if since % EVERY:
                 return None
-            number = straight + since // 2
+            number = straight + since // EVERY
         return number if number < self.equal + len(self._others) else None
 
     def kind(self, number: int) -> AnchorKind:

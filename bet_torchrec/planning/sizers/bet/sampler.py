@@ -55,6 +55,7 @@ class Sampler:
 
     draws: "quantiles" (closed form) or "iid" (the paper's literal draws, O(rows) each).
     shares: how the tables' shares are drawn, see ``shares.py``.
+    alike: the share of fresh candidates in which all tables have one family and beta.
     exact: spend the budget to the last byte; without it candidates come much faster where tables
         are aligned, and the one that is taken is to be ``settled``.
     """
@@ -64,6 +65,7 @@ class Sampler:
     families: Sequence[Family] = PAPER_FAMILIES
     draws: Literal["quantiles", "iid"] = "quantiles"
     shares: Shares = field(default_factory=Dirichlet)
+    alike: float = 0.0
     exact: bool = True
 
     def __call__(self, m: int, rng: np.random.Generator) -> Candidates:
@@ -71,7 +73,11 @@ class Sampler:
         tables = len(self.counts)
         shares = torch.from_numpy(self.shares(m, self._rows(), self._lookups(), rng))
         family = torch.from_numpy(rng.integers(len(self.families), size=(m, tables)))
-        beta = torch.from_numpy(rng.uniform(1e-6, 1.0, size=(m, tables))) * self._beta_max()[family]
+        beta = torch.from_numpy(rng.uniform(1e-6, 1.0, size=(m, tables)))
+        if self.alike:
+            same = torch.from_numpy(rng.random((m, 1)) < self.alike)
+            family, beta = (torch.where(same, x[:, :1], x) for x in (family, beta))
+        beta = beta * self._beta_max()[family]
         precision = torch.from_numpy(rng.integers(len(self.space.costs), size=(m, tables)))
         return self.fit(shares=shares, family=family, beta=beta, precision=precision, rng=rng)
 
