@@ -50,6 +50,11 @@ class Product:
     target: int
     dim: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the axes."""
+        return self.width, self.dim
+
 
 class Bases(nn.Module):
     """The bases of a collection's tables.
@@ -88,7 +93,10 @@ class Bases(nn.Module):
 
     def axes(self, table: str) -> Tensor | None:
         """(w, d) of a table; None of one whose rows are kept as they are."""
-        return getattr(self, _PREFIX + table) if table in self._shapes else None
+        if table not in self._shapes:
+            return None
+        found: Tensor = getattr(self, _PREFIX + table)
+        return found
 
     def forward(self, values: Tensor) -> Tensor:
         """Pooled coordinates of all slots side by side (B, sum of w) to rows (B, sum of d)."""
@@ -198,9 +206,11 @@ class _Turned(torch.autograd.Function):
     ) -> Tensor:
         own = dict(zip(names, (a.to(values.dtype) for a in axes), strict=True))
         ctx.products, ctx.names, ctx.kinds = products, names, [a.dtype for a in axes]
-        ctx.save_for_backward(values, *own.values())
+        ctx.batched, ctx.columns = _batched(values), values.shape[1]
+        kept = values if any(ctx.needs_input_grad[3:]) else None  # for the axes' gradients alone
+        ctx.save_for_backward(kept, *own.values())
         out = values.new_empty(len(values), products[-1].target + products[-1].dim)
-        for run in _runs(products, batched=values.is_cuda):
+        for run in _runs(products, batched=ctx.batched):
             one = run[0]
             columns = values.narrow(1, one.source, sum(p.width for p in run))
             to = out.narrow(1, one.target, sum(p.dim for p in run))
@@ -216,10 +226,10 @@ class _Turned(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, *axes = ctx.saved_tensors
         own = dict(zip(ctx.names, axes, strict=True))
-        back = torch.empty_like(values)
+        back = gradient.new_empty(len(gradient), ctx.columns)
         wanted = dict(zip(ctx.names, ctx.needs_input_grad[3:], strict=True))
         found: dict[str, Tensor] = {}
-        for run in _runs(ctx.products, batched=values.is_cuda):
+        for run in _runs(ctx.products, batched=ctx.batched):
             one = run[0]
             columns = gradient.narrow(1, one.target, sum(p.dim for p in run))
             to = back.narrow(1, one.source, sum(p.width for p in run))
@@ -241,13 +251,16 @@ class _Turned(torch.autograd.Function):
         return back, None, None, *of_axes
 
 
+def _batched(values: Tensor) -> bool:
+    return values.is_cuda
+
+
 def _runs(products: Sequence[Product], *, batched: bool) -> list[list[Product]]:
     """Products of one shape side by side, together where they may be batched."""
     runs: list[list[Product]] = []
     for product in products:
-        last = runs[-1][-1] if runs else None
-        alike = last is not None and (last.width, last.dim) == (product.width, product.dim)
-        if batched and alike and None not in (last.table, product.table):  # type: ignore[union-attr]
+        last = runs[-1][-1] if runs and batched else None
+        if last and last.table and product.table and last.shape == product.shape:
             runs[-1].append(product)
         else:
             runs.append([product])

@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import sequence_ranks
 import torch
-from checkpoint_cases import LR, sharded_tables
+from checkpoint_cases import LR, Model, fill_dense, sharded_tables
 from sharded_cases import batch, full_tables, make_module, make_plan, run_ranks
 
 from bet_torchrec import Budget, SizePlan
-from bet_torchrec.embeddings import load_checkpoint, migrate, save_checkpoint
+from bet_torchrec.embeddings import (
+    BudgetedEmbeddingCollection,
+    load_checkpoint,
+    migrate,
+    save_checkpoint,
+)
 from bet_torchrec.errors import ShardingError
 
 KINDS = {"a": "trained", "b": "fixed"}
@@ -28,19 +34,46 @@ def based(kinds=KINDS, seed=0, budget=None) -> SizePlan:
     return SizePlan(tables, budget or Budget.parameters(10**5), "test")
 
 
-def steps(module, optimizer, rank=0, world=1):
+def steps(model, optimizer, rank=0, world=1):
     for step in range(STEPS):
         kjt, target = batch(step, rank, world)
-        (module(kjt).values() - target).square().sum(1).mean().backward()
+        (model(kjt) - target).square().sum(1).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
 def one_process(layout):
     module = make_module(based(), layout=layout, row_order="interleaved")
-    module.load_full_tables(full_tables())
-    steps(module, torch.optim.SGD(module.parameters(), lr=LR))
+    model = Model(module.load_full_tables(full_tables()))
+    fill_dense(model)
+    steps(model, torch.optim.SGD(module.parameters(), lr=LR))
     return module
+
+
+def unpooled_plan() -> SizePlan:
+    plan = sequence_ranks.make_plan()
+    tables = tuple(replace(table, basis=KINDS[table.name]) for table in plan.tables)
+    return SizePlan(tables, Budget.parameters(10**5), "test")
+
+
+def unpooled_in_one_process():
+    module = BudgetedEmbeddingCollection(sequence_ranks.TABLES, unpooled_plan())
+    model = sequence_ranks.Model(module.load_full_tables(sequence_ranks.full_tables()))
+    sequence_ranks.fill_dense(model)
+    tables = torch.optim.SGD(module.parameters(), lr=LR)
+    top = torch.optim.Adam(model.top.parameters(), lr=LR)
+    sequence_ranks.train(model, [tables, top], range(STEPS))
+    return module
+
+
+def unpooled_scene(rank, world):
+    model, optimizers = sequence_ranks.sharded_model(
+        "table_wise", "sgd", "bucketed", world, plan=unpooled_plan()
+    )
+    tables = model.module.tables
+    axes = torch.optim.SGD(tables.bases.parameters(), lr=LR)
+    sequence_ranks.train(model, [*optimizers, axes], range(STEPS), rank, world)
+    return {name: table.numpy() for name, table in tables.full_tables().items()}
 
 
 def scene(rank, world, folder):
@@ -53,15 +86,9 @@ def scene(rank, world, folder):
         names = dict(model.named_parameters())
         assert [name for name in names if "bases" in name] == ["tables.bases.axes_a"]
         own = list(names.values()) if dense else [names["tables.bases.axes_a"]]
-        trained = torch.optim.SGD(own, lr=LR)
-        # Through DistributedDataParallel, which averages the axes' gradients over the ranks.
-        for step in range(STEPS):
-            kjt, target = batch(step, rank, world)
-            wrapped = model._dmp_wrapped_module
-            out = _tables_output(wrapped, kjt)
-            (out - target).square().sum(1).mean().backward()
-            trained.step()
-            trained.zero_grad()
+        own = [weight for weight in own if weight.shape != (40, 40) and weight.shape != (40,)]
+        fill_dense(model.module)
+        steps(model, torch.optim.SGD(own, lr=LR), rank, world)
         found[how] = (
             {name: table.numpy() for name, table in tables.full_tables().items()},
             {name: basis.axes.numpy() for name, basis in tables.table_bases().items()},
@@ -76,19 +103,8 @@ def scene(rank, world, folder):
             migrate(other, again, rest="zeros")
             found["plain"] = {n: t.numpy() for n, t in other.full_tables().items()}
             found["again"] = {n: t.numpy() for n, t in again.full_tables().items()}
+    found["unpooled"] = unpooled_scene(rank, world)
     return found
-
-
-class _Identity(torch.nn.Module):
-    def forward(self, values):
-        return values
-
-
-def _tables_output(wrapped, kjt):
-    """The model's output with its dense layer left out."""
-    module = getattr(wrapped, "module", wrapped)
-    module.top = _Identity()
-    return wrapped(kjt)
 
 
 @pytest.mark.distributed
@@ -110,6 +126,10 @@ def test_sharded_as_in_one_process(tmp_path):
         load_checkpoint(loaded, tmp_path / how)
         for name, table in loaded.full_tables().items():
             assert (table - torch.from_numpy(ranks[0][how][0][name])).abs().max() < 1e-6
+    for name, table in unpooled_in_one_process().full_tables().items():
+        for found in ranks:
+            own = torch.from_numpy(found["unpooled"][name])
+            torch.testing.assert_close(own, table, atol=1e-5, rtol=1e-4)
     # Migrations on the ranks are those of one process.
     source = make_module(based(), row_order="interleaved")
     load_checkpoint(source, tmp_path / "table_wise")
@@ -120,6 +140,23 @@ def test_sharded_as_in_one_process(tmp_path):
             for name, table in made.full_tables().items():
                 error = (torch.from_numpy(found[which][name]) - table).abs().max()
                 assert error < 1e-5, (which, name)
+
+
+def test_axes_take_no_optimizer_in_backward():
+    from torch.distributed.optim import _apply_optimizer_in_backward
+    from torchrec.distributed.types import ParameterSharding
+
+    from bet_torchrec.embeddings.sharding.checks import check_sharding
+
+    module = make_module(based())
+    _apply_optimizer_in_backward(torch.optim.SGD, module.bases.parameters(), {"lr": LR})
+    params = {
+        block.name: ParameterSharding(sharding_type="data_parallel", compute_kernel="dense")
+        for own in module.blocks.values()
+        for block in own
+    }
+    with pytest.raises(ShardingError, match="bases.axes_a: what apply_optimizer_in_backward"):
+        check_sharding(module, params, {}, 2, torch.device("cpu"))
 
 
 def test_every_rank_s_bases_are_in_the_account():

@@ -18,7 +18,19 @@ from bases_cases import (
     turn,
     with_bases,
 )
-from masked_cases import LAYOUTS, PLAN, ROWS, TABLES, VALUES, assert_alike, bags, table_configs
+from masked_cases import (
+    LAYOUTS,
+    PLAN,
+    ROWS,
+    TABLES,
+    VALUES,
+    assert_alike,
+    bags,
+    config,
+    plan_of,
+    table_configs,
+    values_of,
+)
 from torchrec import EmbeddingConfig, KeyedJaggedTensor, PoolingType
 
 from bet_torchrec import Budget, RowCounts
@@ -31,6 +43,7 @@ from bet_torchrec.embeddings import (
     load_checkpoint,
     save_checkpoint,
 )
+from bet_torchrec.embeddings import bases as products
 from bet_torchrec.errors import InvalidInputError, PlanError
 
 ALL = pytest.mark.parametrize("plan", PLANS, ids=["fixed", "mixed", "trained"])
@@ -234,7 +247,29 @@ def test_one_product_for_several_features_of_a_table():
     torch.testing.assert_close(module.bases.axes("user").grad, own, atol=1e-3, rtol=1e-4)
 
 
-def test_on_meta_and_traced():
+def test_batched_products_as_on_cuda(monkeypatch):
+    # "a", "b" and "c" have axes of one shape, "d" has none, "e" other ones.
+    configs = [config(n, 9, d, f"f_{n}") for n, d in zip("abcde", (6, 6, 6, 6, 8), strict=True)]
+    sizes = {t.name: np.arange(9)[::-1] % 4 + (t.name == "e") for t in configs}
+    kinds = {"a": "trained", "b": "fixed", "c": "trained", "e": "trained"}
+    plan = with_bases(kinds, plan_of(configs, sizes))
+    batch = bags(rows={f"f_{n}": 9 for n in "abcde"})
+    found = []
+    for batched in (False, True):
+        monkeypatch.setattr(products, "_batched", lambda _, batched=batched: batched)
+        module = BudgetedEmbeddingBagCollection(configs, plan)
+        module.load_full_tables(values_of(configs), bases=drawn_bases(plan))
+        values = module(batch).values()
+        values.square().sum().backward()
+        found.append([values, *(weight.grad for weight in module.parameters())])
+    assert len(found[0]) > 4
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    runs = products._runs(module.bases._products, batched=True)
+    assert [[product.table for product in run] for run in runs] == [["a", "b", "c"], [None], ["e"]]
+
+
+def test_on_meta():
     module = BudgetedEmbeddingBagCollection(TABLES, PLANS[1], device="meta")
     assert module.bases.axes("user").is_meta
     assert module(bags()).values().shape == (7, 48)
