@@ -209,14 +209,15 @@ class _Turned(torch.autograd.Function):
         ctx.batched, ctx.columns = _batched(values), values.shape[1]
         kept = values if any(ctx.needs_input_grad[3:]) else None  # for the axes' gradients alone
         ctx.save_for_backward(kept, *own.values())
-        out = values.new_empty(len(values), products[-1].target + products[-1].dim)
+        shape = (len(values), products[-1].target + products[-1].dim)
+        all_turned = all(product.table for product in products)
+        out = values.new_empty(shape) if all_turned else values.new_zeros(shape)
         for run in _runs(products, batched=ctx.batched):
             one = run[0]
             columns = values.narrow(1, one.source, sum(p.width for p in run))
             to = out.narrow(1, one.target, sum(p.dim for p in run))
             if one.table is None:
-                to[:, : one.width] = columns
-                to[:, one.width :] = 0  # every row dropped
+                to.narrow(1, 0, one.width).add_(columns)  # narrower where every row is dropped
             else:
                 _multiply(columns, [own[str(p.table)] for p in run], to)
         return out
@@ -272,6 +273,5 @@ def _multiply(columns: Tensor, factors: Sequence[Tensor], out: Tensor) -> None:
     if len(factors) == 1:
         torch.mm(columns, factors[0], out=out)
         return
-    each = columns.unflatten(1, (len(factors), -1)).transpose(0, 1)
-    found = torch.bmm(each, torch.stack(list(factors)))
-    out.unflatten(1, (len(factors), -1)).copy_(found.transpose(0, 1))
+    each, to = (t.unflatten(1, (len(factors), -1)).transpose(0, 1) for t in (columns, out))
+    torch.bmm(each, torch.stack(list(factors)), out=to)
