@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,28 @@ def test_probes_repeat_and_leave_the_full_model_alone(bench):
     after = bench.full().full_tables()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert first > bench.fine_tune(plan_of(bench, 1)).quality
+
+
+def test_a_probe_takes_its_share_of_the_full_models_epochs(bench):
+    full = bench.full().outcome.epochs
+    assert bench.probe_epochs() == PROBE.max_epochs
+    longer = workbench(probe_share=0.8)
+    assert longer.probe_epochs() == math.ceil(0.8 * full) > PROBE.max_epochs
+    plan = plan_of(longer, 4)
+    assert longer.fine_tuned(plan).outcome.epochs == longer.probe_epochs()
+    with pytest.raises(InvalidInputError, match="probe_share should be from 0 to 1, got 2"):
+        workbench(probe_share=2)
+
+
+def test_a_probe_foresees_half_of_what_its_second_half_gained(bench):
+    plan = plan_of(bench, 4)
+    foreseeing = workbench(foresight=0.5)
+    (half_step, half), (end_step, end) = foreseeing.fine_tuned(plan).outcome.history
+    assert half_step == math.ceil(end_step / 2)
+    expected = max(half, end) + 0.5 * max(end - half, 0.0)
+    assert foreseeing.fine_tune(plan).quality == pytest.approx(expected)
+    assert foreseeing.fine_tune(plan, epochs=0).quality == bench.fine_tune(plan, epochs=0).quality
+    assert foreseeing.identity() != bench.identity()
 
 
 def test_a_hopeless_probe_stops(bench):

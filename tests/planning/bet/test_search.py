@@ -46,6 +46,7 @@ def test_the_paper_is_the_paper():
     assert paper.strategies == ("predicted",) * 3 + ("random", "nearest")
     assert [f.beta_max for f in paper.families] == [20.0, 20.0, 5.0, 0.5]
     assert (paper.mutants, paper.anchored, paper.tolerance) == (0.0, False, None)
+    assert (paper.alike, paper.optimism, paper.explored) == (0.0, 0.0, 1)
     assert paper.starts == ("scratch",)
     assert BET.paper(iterations=3).iterations == 3
 
@@ -59,7 +60,7 @@ def test_anchors_come_first_and_then_strategies_take_turns(tmp_path):
     plan(sizer, run_dir=tmp_path)
     assert strategies(tmp_path) == [
         "anchor", "subset", "small", "subset", "small",
-        "nearest", "count", "random", "count", "predicted", "random", "nearest", "predicted",
+        "nearest", "predicted", "count", "nearest", "predicted", "count", "nearest", "predicted",
     ]  # fmt: skip
     tried = lines(tmp_path)
     for number, table in ((1, 0), (3, 1)):
@@ -89,7 +90,15 @@ def many(**more):
     return planner, tables, counts
 
 
-def test_large_tables_are_each_left_out_in_turn_and_the_search_keeps_half(tmp_path):
+def test_the_first_probes_explore_before_the_predictor_is_asked(tmp_path):
+    plan(bet(iterations=11, explored=9, trainer=GaussianProcess()), run_dir=tmp_path)
+    own = [s for s in strategies(tmp_path) if s in ("random", "predicted")]
+    assert own == ["random", "random", "random", "predicted"]
+    plan(bet(iterations=4, explored=9, anchored=False), run_dir=tmp_path / "bare")
+    assert strategies(tmp_path / "bare") == ["random"] * 4
+
+
+def test_large_tables_are_each_left_out_in_turn_and_the_search_keeps_most(tmp_path):
     planner, tables, counts = many(sizer=bet(iterations=30, trainer=FullBatch(steps=1)))
     planner.plan(
         tables, counts, lambda plan: plan.tables[3].parameters, run_dir=tmp_path, progress=False
@@ -105,7 +114,7 @@ def test_large_tables_are_each_left_out_in_turn_and_the_search_keeps_half(tmp_pa
     assert set().union(*nearly_empty) == set(range(7, 12))
     searched = [p["strategy"] not in ("anchor", "subset", "small", "count") for p in tried]
     assert sum(searched[:5]) == 0
-    assert sum(searched[5:30]) >= 12
+    assert sum(searched[5:30]) >= 17
 
 
 def test_small_tables_at_full_width(tmp_path):
@@ -245,6 +254,10 @@ def test_it_needs_a_way_to_try():
         ({"tolerance": -0.1}, "tolerance"),
         ({"draws": "sobol"}, "draws"),
         ({"anchored": 1}, "anchored"),
+        ({"alike": 1.5}, "alike"),
+        ({"optimism": -1}, "optimism"),
+        ({"optimism": "much"}, "optimism"),
+        ({"explored": -1}, "explored"),
         ({"strategies": ()}, "strategies"),
         ({"strategies": "local"}, "strategies"),
         ({"strategies": ("luck",)}, "strategies"),

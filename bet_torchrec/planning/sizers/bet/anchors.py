@@ -55,7 +55,7 @@ class Anchors:
         number = iteration
         if iteration >= straight:
             since = iteration - straight
-            if since % EVERY:
+            if (since + 1) % EVERY:
                 return None
             number = straight + since // EVERY
         return number if number < self.equal + len(self._others) else None
