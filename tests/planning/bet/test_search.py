@@ -60,7 +60,7 @@ def test_anchors_come_first_and_then_strategies_take_turns(tmp_path):
     plan(sizer, run_dir=tmp_path)
     assert strategies(tmp_path) == [
         "anchor", "subset", "small", "subset", "small",
-        "nearest", "predicted", "count", "nearest", "predicted", "count", "nearest", "predicted",
+        "nearest", "predicted", "small", "nearest", "predicted", "count", "nearest", "predicted",
     ]  # fmt: skip
     tried = lines(tmp_path)
     for number, table in ((1, 0), (3, 1)):
@@ -99,7 +99,7 @@ def test_the_first_probes_explore_before_the_predictor_is_asked(tmp_path):
 
 
 def test_large_tables_are_each_left_out_in_turn_and_the_search_keeps_most(tmp_path):
-    planner, tables, counts = many(sizer=bet(iterations=30, trainer=FullBatch(steps=1)))
+    planner, tables, counts = many(sizer=bet(iterations=50, trainer=FullBatch(steps=1)))
     planner.plan(
         tables, counts, lambda plan: plan.tables[3].parameters, run_dir=tmp_path, progress=False
     )
@@ -113,8 +113,8 @@ def test_large_tables_are_each_left_out_in_turn_and_the_search_keeps_most(tmp_pa
     assert [len(e) for e in nearly_empty] == [1] * 5
     assert set().union(*nearly_empty) == set(range(7, 12))
     searched = [p["strategy"] not in ("anchor", "subset", "small", "count") for p in tried]
-    assert sum(searched[:5]) == 0
-    assert sum(searched[5:30]) >= 17
+    assert sum(searched[:3]) == 0
+    assert sum(searched) >= 35
 
 
 def test_small_tables_at_full_width(tmp_path):
@@ -227,7 +227,7 @@ def test_predictions_are_in_units_of_fitness_and_their_worth_is_told(tmp_path, c
     with caplog.at_level("INFO"):
         found = plan(sizer, run_dir=tmp_path)
     asked = [p for p in lines(tmp_path) if p["predicted"] is not None]
-    assert len(asked) >= 9
+    assert len(asked) >= 8
     assert all(0.4 < p["predicted"] < 1.2 for p in asked)
     rho = stats.spearmanr([p["predicted"] for p in asked], [p["fitness"] for p in asked]).statistic
     assert float(found.metadata["prediction_correlation"]) == pytest.approx(rho, abs=0.01)
