@@ -38,6 +38,11 @@ class TensorTables:
         self._tables = dict(tables)
         self.width = widths.pop()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tables."""
+        return tuple(self._tables)
+
     def table(self, name: str) -> Tensor:
         return self._tables[name]
 

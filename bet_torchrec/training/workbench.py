@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -35,11 +35,13 @@ from .recipes import default_recipe
 from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding
 from .trained import Precisions, Trained, as_served, precisions_of
+from .turned_embedding import TurnedEmbedding, planned_embedding
 
 if TYPE_CHECKING:
     from ..models.protocol import EmbeddingModule
 
 WarmStart = Literal["rotated", "prefix"]
+Form = Callable[[], "SizedEmbedding | TurnedEmbedding"]  # empty tables
 
 
 class Sizes(Protocol):
@@ -167,7 +169,8 @@ class TrainingWorkbench:
     @cached_property
     def _full(self) -> Trained:
         sizes = {t.name: np.full(t.num_embeddings, t.embedding_dim, np.int32) for t in self.tables}
-        trained = self._train_or_load("full", sizes, self.pretraining, self.seed, None)
+        form = partial(SizedEmbedding, sizes)
+        trained = self._train_or_load("full", form, self.pretraining, self.seed, None)
         if not trained.outcome.ok:
             raise DivergedError(
                 f"the full model diverged after {trained.outcome.steps} steps: lower lr (now "
@@ -199,10 +202,10 @@ class TrainingWorkbench:
         )
         return self.full()
 
-    def build(self, plan: Sizes, *, seed: int | None = None) -> SizedEmbedding:
+    def build(self, plan: Sizes, *, seed: int | None = None) -> SizedEmbedding | TurnedEmbedding:
         """A plan's tables, freshly drawn with the training's init_std."""
-        sizes = {table.name: plan.sizes(table.name) for table in self.tables}
-        return self._drawn(sizes, self.training, self.seed if seed is None else seed)
+        form = partial(planned_embedding, plan, self.tables)
+        return self._drawn(form, self.training, self.seed if seed is None else seed)
 
     def at_rate(self, lr: float) -> TrainingWorkbench:
         """The same, full model and all, with another learning rate in full trainings."""
@@ -356,16 +359,25 @@ class TrainingWorkbench:
             return self._train_built(plan, seed, warm=start == "full")
         sizes = {table.name: plan.sizes(table.name) for table in self.tables}
         precisions = precisions_of(plan)
-        what = content(sizes, precisions)
+        based = {t.name: str(t.basis) for t in getattr(plan, "tables", ()) if t.axes}
+        what = content(sizes, precisions) + (content(based, None) if based else "")
+        form = partial(planned_embedding, plan, self.tables)
         if start == "scratch":
-            return self._train_or_load(what, sizes, self.training, seed, precisions)
-        return self._train_or_load(what, sizes, self.continuing, seed, precisions, plan=plan)
+            return self._train_or_load(what, form, self.training, seed, precisions)
+        return self._train_or_load(what, form, self.continuing, seed, precisions, plan=plan)
 
-    def _cut(self, plan: Sizes) -> tuple[Trained, SizedEmbedding, Precisions | None]:
+    def _cut(
+        self, plan: Sizes
+    ) -> tuple[Trained, SizedEmbedding | TurnedEmbedding, Precisions | None]:
         """The full model, turned where that is asked for, and a plan's tables cut from its rows."""
         warm, tables = self._warm
-        sizes = {table.name: plan.sizes(table.name) for table in self.tables}
-        embedding = SizedEmbedding(sizes).to(self.device).load_prefix(tables)
+        embedding = planned_embedding(plan, self.tables).to(self.device)
+        if isinstance(embedding, TurnedEmbedding):
+            embedding.load_prefix(tables, self.task.counts())
+            with torch.no_grad():  # as of the tables: other hardware's axes may have other signs
+                self.task.team.share(list(embedding.state_dict().values()))
+        else:
+            embedding.load_prefix(tables)
         return warm, embedding, precisions_of(plan)
 
     @cached_property
@@ -385,10 +397,10 @@ class TrainingWorkbench:
             self.task.team.share([*tables.values(), *model.state_dict().values()])
 
     def _drawn(
-        self, sizes: Mapping[str, NDArray[np.int32]], settings: TrainSettings, seed: int
-    ) -> SizedEmbedding:
+        self, form: Form, settings: TrainSettings, seed: int
+    ) -> SizedEmbedding | TurnedEmbedding:
         generator = torch.Generator().manual_seed(seed)
-        return SizedEmbedding(sizes).draw(settings.init_std, generator).to(self.device)
+        return form().draw(settings.init_std, generator).to(self.device)
 
     def _watch(
         self,
@@ -411,25 +423,25 @@ class TrainingWorkbench:
     def _train_or_load(
         self,
         what: str,
-        sizes: Mapping[str, NDArray[np.int32]],
+        form: Form,
         settings: TrainSettings,
         seed: int,
         precisions: Precisions | None,
         plan: Sizes | None = None,
     ) -> Trained:
-        """plan: of rows to be cut from the full model; None draws them."""
+        """form: empty tables. plan: of rows to be cut from the full model; None draws them."""
         start = {} if plan is None else {"start": "full", "from": self._full_facts()}
         facts = {**self._facts(what, settings, seed), **start}
 
         def load(path: Path) -> Trained:
             model = self.task.new_model(seed)
-            embedding = SizedEmbedding(sizes).to(self.device)
+            embedding = form().to(self.device)
             return Trained.load(
                 path, self.task, model, embedding, precisions=precisions, facts=facts
             )
 
         def train(*, checkpoint: Checkpointer | None, log: Path | None) -> Trained:
-            warm, embedding = None, self._drawn(sizes, settings, seed) if plan is None else None
+            warm, embedding = None, self._drawn(form, settings, seed) if plan is None else None
             if plan is not None:
                 warm, embedding, _ = self._cut(plan)
             assert embedding is not None

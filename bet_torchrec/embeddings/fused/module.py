@@ -18,6 +18,7 @@ from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from ...errors import InvalidInputError
+from ..bases import coordinate_plan
 from ..layout import Block
 from ..module import BudgetedEmbeddingBagCollection
 from ..native.batch import Batch, batch_of
@@ -35,8 +36,9 @@ class FusedBudgetedEmbeddingBagCollection(nn.Module, FusedOptimizerModule):
         lr: learning rate, which may be set anew between steps. eps: Adagrad's.
 
     Same input and output as the module. Gradients reach nothing else, and no optimizer step is
-    needed; forward passes without gradients change nothing. Bag weights get no gradient. Several
-    threads may train at once: their updates take turns.
+    needed, but for bases that train: an optimizer of torch's over ``module.bases.parameters()``
+    steps these. Forward passes without gradients change nothing. Bag weights get no gradient.
+    Several threads may train at once: their updates take turns.
 
     Weights are the module's at each call, so it may be copied, pickled, loaded or quantised like
     any other. The optimizer's state is in buffers, which follow the weights, and belongs to
@@ -71,7 +73,7 @@ class FusedBudgetedEmbeddingBagCollection(nn.Module, FusedOptimizerModule):
         weights = self._weights()
         self._laid = laid(
             module.router.slots,
-            {table.name: module.plan[table.name] for table in module.tables},
+            {table.name: coordinate_plan(module.plan[table.name]) for table in module.tables},
             module.blocks,
             {
                 block.name: 4 * weight.shape[1]
@@ -102,7 +104,7 @@ class FusedBudgetedEmbeddingBagCollection(nn.Module, FusedOptimizerModule):
         except IdFault:
             router.report(features)
             raise
-        return self.module.merger.output(values)
+        return self.module.rows(self.module.merger.output(values))
 
     @property
     def fused_optimizer(self) -> FusedStep:
@@ -166,7 +168,9 @@ class FusedBudgetedEmbeddingBagCollection(nn.Module, FusedOptimizerModule):
         return found
 
     def _named_weights(self) -> dict[str, Tensor]:
-        return dict(self.named_parameters())
+        """The blocks' alone: bases that train are an optimizer of torch's."""
+        own = {id(self.module.weight(block)) for block in self._blocks()}
+        return {name: weight for name, weight in self.named_parameters() if id(weight) in own}
 
     def _bind(self) -> None:
         """Hand the module's present tensors to its optimizer."""

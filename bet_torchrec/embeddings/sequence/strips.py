@@ -8,7 +8,7 @@ features; which row goes where in the output travels with the ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,11 +148,16 @@ class StripRouter:
         return self._orders[device]
 
     def output(
-        self, routed: Routed, found: Sequence[Mapping[str, JaggedTensor]]
+        self,
+        routed: Routed,
+        found: Sequence[Mapping[str, JaggedTensor]],
+        turned: Callable[[str, Tensor], Tensor],
     ) -> dict[str, JaggedTensor]:
         """What the strips' collections found for ``routed.features``, as one full-width table's.
 
         Values are fp32 (ids of the slot, width), zeros beyond a row's size.
+
+        turned: (table, what is stored of some rows) to these rows, see ``Bases.rows``.
         """
         rows = [
             _joined([of[key].values().float() for key in strip.keys])
@@ -165,7 +170,8 @@ class StripRouter:
             device = routed.bags[0].values().device
             values = torch.zeros(routed.rows, self.width, device=device)
             values.requires_grad_(torch.is_grad_enabled())
-        own = values.split([bag.values().numel() for bag in routed.bags])
+        stored = values.split([bag.values().numel() for bag in routed.bags])
+        own = [turned(slot.table, rows) for slot, rows in zip(self.slots, stored, strict=True)]
         return named(self.slots, routed.bags, own, need_indices=self.need_indices)
 
 

@@ -161,7 +161,16 @@ def form_plan(
     starts: tuple[Start, ...] = ("scratch",),
     notes: Mapping[str, str] | None = None,
 ) -> FormPlan:
-    """A form as the answer to a problem."""
+    """A form as the answer to a problem.
+
+    Raises:
+        InvalidInputError: the problem asks for bases, which a form has no place for.
+    """
+    if asked := [table.name for table in problem.tables if table.basis is not None]:
+        raise InvalidInputError(
+            f"{sizer} makes tables of a form of its own, got a basis asked for of "
+            f"{', '.join(asked)}: plan without (basis=None), or take a sizer of sizes, as BET()"
+        )
     return FormPlan(
         form=form,
         tables=problem.tables,

@@ -303,7 +303,12 @@ class TorchRecTask:
             raise InvalidInputError(
                 f"model should build the same weights every time, got {lost + unexpected} only once"
             )
-        collection.load_full_tables(trained.full_tables())  # type: ignore[operator]
+        learnt = trained.embedding.bases() if hasattr(trained.embedding, "bases") else {}
+        collection.load_full_tables(  # type: ignore[operator]
+            trained.full_tables(),
+            counts=self.counts(),
+            bases={name: basis for name, basis in learnt.items() if plan[name].axes},
+        )
         return module.to(device).eval()
 
     def sharded(
@@ -333,7 +338,8 @@ class TorchRecTask:
                         generator=generator,
                     )
                     for config in self.configs
-                }
+                },
+                bases=tables.bases(),  # those of noise would be as good as any
             )
         return tables
 

@@ -147,7 +147,10 @@ class Sampler:
 
     def full_costs(self, precision: int) -> Tensor:
         """(F,) int64: what each table costs with every row at its full width."""
-        return self.space.rows * self.space.costs[precision][self.space.depth - 1]
+        rows = self.space.rows * self.space.costs[precision][self.space.depth - 1]
+        if self.space.bases is None:
+            return rows
+        return rows + self.space.bases.gather(-1, self.space.depth[:, None] - 1).squeeze(-1)
 
     def fit(
         self,
@@ -180,6 +183,8 @@ class Sampler:
     def _candidates(self, boundaries: Tensor, *, precision: Tensor, **more: Tensor) -> Candidates:
         """With the shares that the tables really have, so that what is moved later is there."""
         cost = (bucket_rows(boundaries) * self.space.costs[precision]).sum(-1).double() + 1e-9
+        if self.space.bases is not None:
+            cost += self.space.steps(precision).basis_cost(boundaries)
         shares = cost / cost.sum(-1, keepdim=True)
         return Candidates(boundaries=boundaries, precision=precision, shares=shares, **more)
 
