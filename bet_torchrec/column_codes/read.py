@@ -111,7 +111,7 @@ class CodedEmbedding(nn.Module):
                 local = ranks - block.first_rank
                 inside = ((local >= 0) & (local < block.rows)).nonzero().flatten()
                 read[inside] = block(local[inside])
-        return F.pad(read, (0, self.width - read.shape[1])) if axes is None else read @ axes
+        return F.pad(read, (0, self.width - read.shape[1])) if axes is None else read @ axes.float()
 
     def table(self, name: str) -> Tensor:
         """The whole table, decoded."""

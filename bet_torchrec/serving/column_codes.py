@@ -8,7 +8,7 @@ coordinates, and the row is coordinates @ axes.
 
 The file: ``rows/T.B`` uint8 (rows, bytes), ``bits/T.B`` uint8, ``scale/T.B`` and ``offset/T.B``
 fp32 (columns,), table number T, block number B; ``id_map/T`` int32, the rank of each id;
-``axes/T`` fp32 (columns, embedding_dim).
+``axes/T`` fp32 or fp16 (columns, embedding_dim).
 """
 
 from __future__ import annotations
@@ -134,14 +134,15 @@ def parameter_bytes(columns: int) -> int:
 class CodedTable:
     """One table: its blocks in rank order, the rank of each id, the axes of its coordinates.
 
-    axes: float32 (columns, embedding_dim), or None where columns are the row's first entries.
+    axes: float32 or float16 (columns, embedding_dim), or None where columns are the row's first
+    entries.
     id_map: int32 (rows,), or None where ids are ranks.
     """
 
     name: str
     embedding_dim: int
     blocks: tuple[CodedBlock, ...]
-    axes: NDArray[np.float32] | None = None
+    axes: NDArray[Any] | None = None
     id_map: NDArray[np.int32] | None = None
 
     @property
@@ -182,7 +183,7 @@ class CodedTable:
         """Rows by id: (n,) -> float32 (n, embedding_dim)."""
         coordinates = self.coordinates(ids)
         if self.axes is not None:
-            return coordinates @ self.axes
+            return coordinates @ self.axes.astype(np.float32)
         missing = self.embedding_dim - coordinates.shape[1]
         return np.pad(coordinates, ((0, 0), (0, missing)))
 
@@ -194,7 +195,8 @@ def write_coded_tables(tables: Mapping[str, CodedTable], path: str | Path) -> Pa
         if table.id_map is not None:
             wide.append(_entry(f"id_map/{t}", "I32", table.id_map))
         if table.axes is not None:
-            wide.append(_entry(f"axes/{t}", "F32", table.axes))
+            dtype = "F16" if table.axes.dtype == np.float16 else "F32"
+            (narrow if dtype == "F16" else wide).append(_entry(f"axes/{t}", dtype, table.axes))
         for b, block in enumerate(table.blocks):
             wide.append(_entry(f"scale/{t}.{b}", "F32", block.scale))
             wide.append(_entry(f"offset/{t}.{b}", "F32", block.offset))
