@@ -5,9 +5,8 @@
         --report-only
 
 A model is trained with full tables; then its tables are stored in every form of frontier_forms.py,
-as they are and trained on, all alike: from the trained model, at most --epochs epochs at --rate of
-the training's rate, halved from epoch to epoch, and the best state on validation kept (the one
-before any training on included).
+as they are and trained on, all alike: by ``rounding_epochs`` from the trained model, the best state
+on validation kept (the one before any training on included).
 "narrow" is a model of its own, trained from scratch with a smaller embedding_dim, then as all
 others. Bytes are all that is served of the tables: codes, scales, axes and codebooks (fp16).
 
@@ -36,7 +35,7 @@ from bet_torchrec.files.lines import append_line, read_lines
 from bet_torchrec.progress import progress_bar
 from bet_torchrec.provenance import provenance
 from bet_torchrec.tasks import ClickTask
-from bet_torchrec.training import Trained, TrainingWorkbench, clicks
+from bet_torchrec.training import Trained, TrainingWorkbench, clicks, rounding_epochs
 
 TARGETS = "16,8,6,4,3,2,1.5,1,0.5"
 RATES = {"frappe": 1e-2, "movielens-1m-clicks": 2e-3, "renttherunway": 1e-3}
@@ -75,13 +74,7 @@ def ran(form: Form, tasks: Tasks, dim: int, args: Any) -> dict[str, Any]:
     outcome = dataclasses.replace(start.outcome, quality=quality)
     plain = dataclasses.replace(start, embedding=module, outcome=outcome)
     before = measured(plain)
-    settings = dataclasses.replace(
-        bench.training,
-        lr=bench.training.lr * args.rate,
-        lr_decay=0.5,
-        lr_decay_steps=bench.task.steps_per_epoch,
-        max_epochs=args.epochs,
-    )
+    settings = rounding_epochs(bench.training, bench.task.steps_per_epoch)
     tuned = bench.fit(module, settings=settings, warm=start, seed=tasks.seed + 1)
     better = tuned.outcome.ok and tuned.quality > quality
     after = measured(tuned) if better else before
@@ -126,8 +119,6 @@ def main() -> None:
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--targets", default=TARGETS, help="bytes a row that ours are made for")
     p.add_argument("--most", type=float, default=16, help="bytes a row of the others, at most")
-    p.add_argument("--epochs", type=int, default=6, help="of training on")
-    p.add_argument("--rate", type=float, default=1.0, help="of the training's, for training on")
     p.add_argument("--seconds", type=float, default=math.inf, help="begin no form after so many")
     p.add_argument("--report-only", action="store_true")
     args = p.parse_args()
@@ -161,7 +152,7 @@ def run(path: Path, data: str, model: str, seed: int, args: Any) -> None:
         checksum = kept.checksum
         keys = ("data", "model", "dim", "seed", "method", "setting")
         done = {tuple(line[key] for key in keys) for line in kept.values}
-    settings = {"epochs": args.epochs, "rate": args.rate, "batch": BATCH, "threads": args.threads}
+    settings = {"batch": BATCH, "threads": args.threads}
     origin = provenance(seed=seed, settings=settings)
     told = {key: origin[key] for key in ("settings", "versions", "git")}
     for record in runs(Tasks(data, model, seed, args), dim, done, args):
