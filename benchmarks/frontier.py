@@ -8,7 +8,8 @@ A model is trained with full tables; then its tables are stored in every form of
 as they are and trained on, all alike: by ``rounding_epochs`` from the trained model, the best state
 on validation kept (the one before any training on included).
 "narrow" is a model of its own, trained from scratch with a smaller embedding_dim, then as all
-others. Bytes are all that is served of the tables: codes, scales, axes and codebooks (fp16).
+others. Bytes are all that is served of the tables: codes, scales, axes (a byte an entry)
+and codebooks (fp16).
 
 A line a form, with the commit and the settings that it ran with, in --run-dir/frontier.jsonl, which
 is only ever appended to; what is there is not run again. --out takes a copy of the lines, a picture
@@ -94,7 +95,7 @@ def runs(tasks: Tasks, dim: int, done: set[tuple[Any, ...]], args: Any) -> Itera
     targets = [float(target) for target in args.targets.split(",")]
     todo = [
         form
-        for form in forms(bench, targets, args.most)
+        for form in forms(bench, targets, args.most, parts=args.parts)
         if (*origin.values(), form.method, form.setting) not in done
         and (args.methods is None or form.method in args.methods)
     ]
@@ -118,6 +119,7 @@ def main() -> None:
     p.add_argument("--dim", type=int, help="of the full tables: 64, Frappe 16")
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--targets", default=TARGETS, help="bytes a row that ours are made for")
+    p.add_argument("--parts", action="store_true", help="run ours with each part taken away")
     p.add_argument("--most", type=float, default=16, help="bytes a row of the others, at most")
     p.add_argument("--seconds", type=float, default=math.inf, help="begin no form after so many")
     p.add_argument("--report-only", action="store_true")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from product_quantiser import ProductCodes
 
-from bet_torchrec.axes import principal_basis
+from bet_torchrec.axes import Moments, principal_basis
 from bet_torchrec.column_codes import choose_codes, coded_bytes
 from bet_torchrec.planning.counts import RowCounts
 from bet_torchrec.planning.sizers.sensitivity import gradient_moments
@@ -59,11 +59,17 @@ def precisions_at(width: int) -> list[str]:
     return kept
 
 
-def forms(bench: TrainingWorkbench, targets: list[float], most: float) -> Iterator[Form]:
+def forms(
+    bench: TrainingWorkbench, targets: list[float], most: float, *, parts: bool
+) -> Iterator[Form]:
     """All of one task. targets: bytes a row that ours are made for. most: of the others' bytes a
-    row, but for the full table's own rows."""
+    row, but for the full table's own rows. parts: ours with each part taken away instead."""
     rows = sum(table.num_embeddings for table in bench.tables)
     dim = bench.tables[0].embedding_dim
+    if parts:
+        for method in PARTS:
+            yield from (ours(bench, int(target * rows), method) for target in targets)
+        return
     yield from (ours(bench, int(target * rows)) for target in targets)
     for precision in BITS:
         yield Form("full", precision, rows * row_bytes(dim, precision), rounded(dim, precision))
@@ -83,18 +89,29 @@ def forms(bench: TrainingWorkbench, targets: list[float], most: float) -> Iterat
                 yield product(bench, rows, dim, parts, count)
 
 
-def ours(bench: TrainingWorkbench, limit: int) -> Form:
-    """Column codes in the axes that the loss asks for."""
+PARTS = {
+    "codes without axes": {"turned": False},
+    "codes without rank blocks": {"rank_blocks": (1,)},
+    "codes without sensitivity": {},
+}
+"""What ours come to with one part taken away; fine-tuning is the other column."""
+
+
+def ours(bench: TrainingWorkbench, limit: int, method: str = "column codes") -> Form:
+    """Column codes in the axes that the loss asks for; or with a part taken away."""
 
     def make(full: Trained) -> ColumnCodes:
         batches = min(SAMPLE, bench.task.steps_per_epoch)
         moments = gradient_moments(bench.task, full.model, full.embedding, batches=batches)
-        tables = full.full_tables()
-        codes = choose_codes(tables, bench.counts(), moments, limit=limit)
+        tables, options = full.full_tables(), PARTS.get(method, {})
+        if method == "codes without sensitivity":  # all errors cost alike
+            plain = {table.name: torch.eye(table.embedding_dim) for table in bench.tables}
+            moments = {name: Moments(len(own)).add(own) for name, own in plain.items()}
+        codes = choose_codes(tables, bench.counts(), moments, limit=limit, **options)
         assert coded_bytes(codes.tables) <= limit
         return ColumnCodes(codes.tables, codes.coordinates(tables))
 
-    return Form("column codes", f"{limit} B", limit, make)
+    return Form(method, f"{limit} B", limit, make)
 
 
 def rounded(dim: int, precision: str) -> Callable[[Trained], RoundedRows]:
@@ -116,7 +133,8 @@ def narrow(rows: int, width: int, precision: str) -> Form:
 
 
 def prefix(bench: TrainingWorkbench, rows: int, width: int, precision: str) -> Form:
-    """Equal prefixes of the rows in their tables' principal axes, which are kept in fp16."""
+    """Equal prefixes of the rows in their tables' principal axes, which are counted in int8, as
+    ours, but not rounded."""
 
     def make(full: Trained) -> TurnedEmbedding:
         tables, counts = full.full_tables(), bench.counts()
@@ -130,7 +148,7 @@ def prefix(bench: TrainingWorkbench, rows: int, width: int, precision: str) -> F
         return TurnedEmbedding(RoundedRows(own, dict.fromkeys(tables, precision)), bases)
 
     dim = bench.tables[0].embedding_dim
-    axes = sum(2 * min(width, table.num_embeddings) * dim for table in bench.tables)
+    axes = sum(min(width, table.num_embeddings) * dim for table in bench.tables)
     cost = rows * row_bytes(width, precision) + axes
     return Form("prefix in own axes", f"{width} {precision}", cost, make)
 

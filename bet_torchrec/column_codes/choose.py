@@ -2,9 +2,9 @@
 
 A table may keep any number of its axes and have one grid a column or one a block of ranks. Every
 such form has a curve, loss by bytes a row (``bits``), and what it takes before any code: its axes
-in fp16, its grids, an id map. At a price lambda a byte each table takes the form with the least
-loss + lambda * bytes; the lowest price that fits the budget is found by bisection, and what is left
-is spent on bits. No form is tried on the model, so this costs some passes over the tables.
+in int8, its grids in fp16, an id map. At a price lambda a byte each table takes the form with the
+least loss + lambda * bytes; the lowest price that fits the budget is found by bisection, and what
+is left is spent on bits. No form is tried on the model: the cost is some passes over the tables.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,13 +22,14 @@ from ..axes import Moments
 from ..axes.moments import Rows, moments_of
 from ..errors import InfeasibleBudgetError, InvalidInputError
 from ..planning.counts import RowCounts
-from ..serving.column_codes import CodedTable, parameter_bytes
+from ..serving.column_codes import AXIS_UNIT, CodedTable, parameter_bytes
 from .bits import CodeCost, allocate, prefix_curves
 from .encode import rank_edges
 from .source import Measured, Source, encoded, rank_of_id
 from .turn import Turn, loss_turn
 
 _HALVINGS = 60
+_GRID = np.float16
 RANK_BLOCKS = (1, 2, 4, 8)
 
 
@@ -84,6 +86,7 @@ def choose_codes(
     limit: int,
     rank_blocks: Sequence[int] = RANK_BLOCKS,
     columns: int | None = None,
+    turned: bool = True,
 ) -> Codes:
     """Trained tables in the codes that are expected to cost the loss least within ``limit`` bytes.
 
@@ -93,6 +96,7 @@ def choose_codes(
         limit: bytes for everything: codes, grids, axes, id maps.
         rank_blocks: how many parts of the ranks may have grids and bits of their own.
         columns: the most axes that a table may keep; all unless given.
+        turned: False codes the rows' own columns, all of them, and keeps no axes.
 
     Raises:
         InvalidInputError: tables, counts and gradients that don't fit, or numbers not finite.
@@ -104,7 +108,7 @@ def choose_codes(
             f"{sorted(counts)}, gradients of {sorted(gradients)}"
         )
     forms = {
-        name: list(_forms(name, table, counts[name], gradients[name], rank_blocks, columns))
+        name: list(_forms(name, table, counts[name], gradients[name], rank_blocks, columns, turned))
         for name, table in tables.items()
     }
     chosen = _chosen(forms, limit)
@@ -117,8 +121,8 @@ def choose_codes(
     bits = iter(allocate(costs, limit - fixed))
     made = {}
     for name, form in chosen.items():
-        axes = form.turn.axes[: form.columns].half().numpy()
-        blocks = tuple(encoded(block, next(bits)) for block in form.blocks)
+        axes = _in_bytes(form.turn.axes[: form.columns]) if turned else None
+        blocks = tuple(encoded(block, next(bits), _GRID) for block in form.blocks)
         made[name] = CodedTable(name, form.turn.axes.shape[1], blocks, axes, form.id_map)
     return Codes(made, {name: form.turn for name, form in chosen.items()})
 
@@ -175,6 +179,7 @@ def _forms(
     gradients: Moments,
     rank_blocks: Sequence[int],
     columns: int | None,
+    turned: bool,
 ) -> Iterator[_Form]:
     if table.ndim != 2 or len(table) != counts.rows or table.shape[1] != gradients.dim:
         raise InvalidInputError(
@@ -182,9 +187,12 @@ def _forms(
             f"counts and gradients have, got shape {tuple(table.shape)}"
         )
     by_id = Source.of(table, counts, None, by_rank=False)
-    turn = loss_turn(moments_of(by_id.chunks(0, counts.rows)), gradients, width=columns).halved()
+    if turned:
+        turn = loss_turn(moments_of(by_id.chunks(0, counts.rows)), gradients).rounded()
+    else:
+        turn = Turn.none(gradients)
     assert turn.energy is not None
-    dim, most = table.shape[1], len(turn.axes)
+    dim, most = table.shape[1], min(len(turn.axes), columns or len(turn.axes))
     seen: set[tuple[int, ...]] = set()
     for wanted in rank_blocks:
         edges = rank_edges(counts, wanted)
@@ -198,14 +206,14 @@ def _forms(
         curves = [prefix_curves(block.grids.error * turn.energy) for block in blocks]
         # Of a column that is left out: read as 0, where its weighted squares go.
         squares = sum(block.squares for block in blocks) * turn.energy
-        for kept in _widths(most):
+        for kept in _widths(most) if turned else [most]:
             yield _Form(
                 turn=turn,
                 columns=kept,
                 blocks=blocks,
                 id_map=id_map,
-                fixed=2 * kept * dim
-                + len(blocks) * parameter_bytes(kept)
+                fixed=(kept * dim if turned else 0)
+                + len(blocks) * parameter_bytes(kept, _GRID)
                 + (0 if id_map is None else id_map.nbytes),
                 lost=float(squares[kept:].sum()),
                 curves=tuple(own[kept - 1] for own in curves),
@@ -215,6 +223,11 @@ def _forms(
 def _errors(form: _Form, block: Measured) -> NDArray[np.float64]:
     assert form.turn.energy is not None
     return (block.grids.error * form.turn.energy)[:, : form.columns]
+
+
+def _in_bytes(axes: Tensor) -> NDArray[np.int8]:
+    found: NDArray[np.int8] = (axes * AXIS_UNIT).round().to(torch.int8).numpy()
+    return found
 
 
 def _columns(table: CodedTable) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,10 +86,14 @@ class Source:
             yield values, weights
 
 
-def encoded(block: Measured, bits: NDArray[np.uint8]) -> CodedBlock:
-    """The block in so many bits a column; columns beyond those of ``bits`` are left out."""
+def encoded(block: Measured, bits: NDArray[np.uint8], dtype: Any = np.float32) -> CodedBlock:
+    """The block in so many bits a column; columns beyond those of ``bits`` are left out.
+
+    dtype: that the grids are kept in; codes are found for what is kept.
+    """
     columns = np.arange(len(bits))
     scale, offset = block.grids.scale[bits, columns], block.grids.offset[bits, columns]
+    scale, offset = scale.astype(dtype), offset.astype(dtype)
     last = (1 << bits.astype(np.int64)) - 1
     data = np.empty((block.end - block.first, row_bytes(bits)), dtype=np.uint8)
     at = 0

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..axes import Basis, Moments
 from ..errors import InvalidInputError
+from ..serving.column_codes import AXIS_UNIT
 
 RIDGE = 1e-3
 """Share of H's mean that every direction costs at least: what was not seen to matter may yet."""
@@ -28,8 +29,8 @@ RIDGE = 1e-3
 class Turn:
     """coordinates = rows @ into, rows = coordinates @ axes; a prefix of both is as good a turn.
 
-    into: fp32 (d, w). axes: fp32 (w, d). energy: float64 (w,), what a whole column of coordinates
-    is worth a lookup; None where nobody has measured it.
+    into: fp32 (d, w). axes: fp32 (w, d). energy: float64 (w,), what an error of one in a
+    column costs the loss a lookup; None where nobody has measured it.
     """
 
     into: Tensor
@@ -41,13 +42,29 @@ class Turn:
         """As the basis turns rows."""
         return cls(basis.coordinates(torch.eye(basis.dim)), basis.axes)
 
+    @classmethod
+    def none(cls, gradients: Moments) -> Turn:
+        """Rows as they are; energy is what an error of a column costs the loss."""
+        own = torch.eye(gradients.dim)
+        costs = np.diag(gradients.matrix()) / max(gradients.weight, 1.0)
+        return cls(own, own, costs + RIDGE * costs.mean())
+
     def coordinates(self, rows: Tensor) -> Tensor:
         """(n, d) -> (n, w)."""
         return rows @ self.into.to(rows)
 
-    def halved(self) -> Turn:
-        """With axes that fp16 can hold."""
-        return Turn(self.into, self.axes.half().float(), self.energy)
+    def rounded(self) -> Turn:
+        """With all axes in 127ths, and the coordinates that go with these.
+
+        An axis may be of any length, so its largest entry is made one; what energy says is then of
+        coordinates in that unit. Rounded axes are only axes a little tilted: all of them together
+        still give every row back.
+        """
+        largest = self.axes.double().abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+        axes = (self.axes.double() / largest * AXIS_UNIT).round() / AXIS_UNIT
+        into = torch.linalg.pinv(axes)
+        energy = None if self.energy is None else self.energy / largest.flatten().numpy() ** 2
+        return Turn(into.float(), axes.float(), energy)
 
 
 def loss_turn(rows: Moments, gradients: Moments, *, width: int | None = None) -> Turn:

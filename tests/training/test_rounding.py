@@ -89,7 +89,7 @@ def coded_tables(blocks: int, *, turned: bool):
         for k, n in ROWS.items()
     }
     bases = {k: principal_basis(t, width=4) for k, t in full.items()} if turned else {}
-    forms = encode_tables(full, counts, limit=4500, bases=bases, rank_blocks=blocks)
+    forms = encode_tables(full, counts, limit=2800, bases=bases, rank_blocks=blocks)
     coordinates = {k: bases[k].coordinates(t) if turned else t for k, t in full.items()}
     return full, forms, ColumnCodes(forms, coordinates)
 
@@ -104,15 +104,15 @@ def test_codes_read_as_their_tables_before_and_after_training(blocks: int, turne
         differs = (module.table(name) - started.table(name)).abs() > 1e-4
         assert differs.float().mean() < 0.01
         assert torch.equal(module.lookup(name, ids), module.table(name)[ids])
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(module.parameters(), lr=2e-2)
     losses = []
-    for _ in range(60):
-        loss = sum((module.table(name) - full[name]).square().mean() for name in ROWS)
+    for _ in range(40):  # towards rows that the first steps and offsets can't read
+        loss = sum((module.table(name) - 2 * full[name] - 1).square().mean() for name in ROWS)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
-    assert losses[-1] < 0.98 * losses[0]  # steps and offsets learn the squared error, too
+        losses.append(loss.item())
+    assert losses[-1] < (0.8 if turned else 0.5) * losses[0]  # four of six axes reach less
     trained = module.coded()
     served = CodedEmbedding(trained)
     for name, table in trained.items():

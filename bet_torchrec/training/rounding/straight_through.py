@@ -44,6 +44,23 @@ def rounded_rows(rows: Tensor, sizes: Tensor, precision: str) -> Tensor:
     return read
 
 
+def as_half(values: Tensor) -> Tensor:
+    """As fp16 keeps them; the gradient passes as it comes."""
+    kept: Tensor = _Half.apply(values)
+    return kept
+
+
+class _Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.half().float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: Tensor, precision: str) -> Tensor:

@@ -87,7 +87,7 @@ def squared_gradients(
 def gradient_moments(
     task: Task, model: nn.Module, embedding: EmbeddingModule, *, batches: int, seed: int = 0
 ) -> dict[str, Moments]:
-    """{table: second moments of the loss' gradient at its lookups}, (D, D) each.
+    """{table: second moments of the loss' gradient at its lookups}, (d, d) each.
 
     As ``squared_gradients``, with what columns have in common kept and rows not told apart: the
     measure that ``column_codes.loss_turn`` turns a table by. A row of a table that is read as a
@@ -96,9 +96,10 @@ def gradient_moments(
     Raises:
         InvalidInputError: no batches, or gradients that are not finite.
     """
-    found = {spec.name: Moments(embedding.width) for spec in task.tables}
+    found = {spec.name: Moments(spec.embedding_dim) for spec in task.tables}
     for name, _, gradient in _gradients(task, model, embedding, batches, seed):
-        found[name].add(gradient.cpu())
+        moments = found[name]
+        moments.add(gradient[:, : moments.dim].cpu())
     return found
 
 
