@@ -23,6 +23,7 @@ from ..serving.column_codes import AXIS_UNIT
 
 RIDGE = 1e-3
 """Share of H's mean that every direction costs at least: what was not seen to matter may yet."""
+_UNSEEN = 1e-20  # of a table that no example has looked up: next to nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,7 @@ def _roots(gradients: Moments) -> tuple[NDArray[np.float64], NDArray[np.float64]
     """The square root of H with its ridge, and that one's inverse."""
     measure = gradients.matrix() / max(gradients.weight, 1.0)
     mean = float(np.trace(measure)) / len(measure)
-    measure = measure + np.eye(len(measure)) * (RIDGE * mean if mean > 0 else 1.0)
+    measure = measure + np.eye(len(measure)) * (RIDGE * mean if mean > 0 else _UNSEEN)
     values, vectors = np.linalg.eigh(measure)
     roots = np.sqrt(values)
     return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T

@@ -131,6 +131,13 @@ def test_chosen_forms_lose_less_than_principal_axes(limit: int):
             assert found < lost(full, counts, gradients, CodedEmbedding(plain).table)
 
 
+def test_a_table_that_no_example_looks_up_gets_nothing():
+    full, counts, gradients = tables()
+    codes = choose_codes(full, counts, {**gradients, "item": Moments(DIM)}, limit=3000).tables
+    assert all(not block.bits.any() for block in codes["item"].blocks)
+    assert codes["user"].nbytes > 2500
+
+
 def test_a_file_keeps_what_was_chosen(tmp_path):
     full, counts, gradients = tables()
     codes = choose_codes(full, counts, gradients, limit=3000).tables
