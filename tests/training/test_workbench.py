@@ -20,6 +20,7 @@ from bet_torchrec.training import (
     ProbeCheck,
     TrainingWorkbench,
     TrainSettings,
+    rounding_epochs,
 )
 
 SPLIT = small_split()
@@ -216,6 +217,30 @@ def test_quantised_plans_are_evaluated_as_stored(bench):
         assert model.evaluate(part="validation").quality() == scores[precision]
     assert scores["int8"] == pytest.approx(scores["fp32"], rel=0.05)
     assert scores["int2"] != scores["fp32"]
+
+
+def test_rounding_epochs_are_off_unless_asked_for_and_never_worse(tmp_path: Path):
+    plain = workbench(run_dir=tmp_path)
+    plan = plan_of(plain, 8, "int2")
+    before = plain.train_model(plan)
+    assert plain.rounding is None
+    assert "rounding" not in plain.identity()
+    settings = rounding_epochs(SETTINGS, plain.task.steps_per_epoch)
+    rounding = workbench(run_dir=tmp_path, rounding=settings)
+    assert rounding.identity()["rounding"]["lr_decay"] == 0.5
+    after = rounding.train_model(plan)
+    assert after.quality > before.quality
+    # What is kept is what is served: the rows as int2 leaves them.
+    assert after.quality == pytest.approx(after.evaluate(part="validation").quality())
+    again = workbench(run_dir=tmp_path, rounding=settings).train_model(plan)
+    assert all(
+        torch.equal(again.full_tables()[name], table) for name, table in after.full_tables().items()
+    )
+    # Where it does not help, nothing changes.
+    hopeless = dataclasses.replace(settings, lr=1e3, max_epochs=1)
+    kept = {name: table.clone() for name, table in before.full_tables().items()}
+    assert plain.rounded(before, hopeless) is before
+    assert all(torch.equal(before.full_tables()[name], table) for name, table in kept.items())
 
 
 def test_precisions_follow_ids(bench):
