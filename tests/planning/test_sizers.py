@@ -53,7 +53,7 @@ QUICK = {
     "mr": MixedRandom(),
     "sensitivity": Sensitivity(losses=losses),
     "magnitude": Magnitude(),
-    "pep": PEP(every=1),
+    "pep": PEP(every=1, steps=2),
 }
 FORMS = {  # whose rows share parameters: test_shared_forms has their promises
     "mlet": MLET(factors=(2,)),

@@ -22,6 +22,7 @@ from .fixed_precision import one_precision
 from .forms import float_dtype, infeasible
 from .id_maps import spend_unneeded_maps
 from .problem import SizingProblem
+from .weights import attribute
 
 Masks = Mapping[str, NDArray[np.bool_]]
 """{table: (R, d), whether an entry survives}."""
@@ -223,18 +224,20 @@ class MaskedEmbedding(nn.Module):
         for name, mask in masks.items():
             rows, columns = np.nonzero(mask)
             self.register_buffer(
-                f"places_{name}", torch.from_numpy(rows * self.width + columns), persistent=False
+                f"places_{attribute(name)}",
+                torch.from_numpy(rows * self.width + columns),
+                persistent=False,
             )
             start = torch.from_numpy(np.array(values[name], dtype=np.float32))
             if trains:
-                self.register_parameter(f"values_{name}", nn.Parameter(start))
+                self.register_parameter(f"values_{attribute(name)}", nn.Parameter(start))
             else:
-                self.register_buffer(f"values_{name}", start)
+                self.register_buffer(f"values_{attribute(name)}", start)
 
     def table(self, name: str) -> Tensor:
-        values = getattr(self, f"values_{name}")
+        values = getattr(self, f"values_{attribute(name)}")
         flat = values.new_zeros(self._rows[name] * self.width)
-        places = getattr(self, f"places_{name}")
+        places = getattr(self, f"places_{attribute(name)}")
         return flat.index_copy(0, places, values).view(-1, self.width)
 
     def lookup(self, name: str, ids: Tensor) -> Tensor:

@@ -153,9 +153,26 @@ def test_mde_cuts_by_popularity_and_maps_to_the_common_width():
     assert found.parameters() == 50
     assert found.bytes() == 50 * 4 + 20 * 4  # an id map: the last row comes first
     module = found.build(0)
-    popular, others = module.rows["rows_t"]
+    popular, others = module.rows["table_t"]
     assert torch.equal(module.table("t")[19], popular[0])
-    assert torch.allclose(module.table("t")[0], others[0] @ module.maps["maps_t"]["1"])
+    assert torch.allclose(module.table("t")[0], others[0] @ module.maps["table_t"]["1"])
+
+
+@pytest.mark.parametrize("name", SIZERS)
+def test_tables_may_be_called_anything(name):
+    tables = tuple(
+        TableSpec(t, 10, 4) for t in ("items", "keys", "training", "requires_grad", "a.b")
+    )
+    found = SIZERS[name](
+        problem(Budget.parameters(150), tables=tables, counts=[np.ones(10, int)] * 5)
+    )
+    module = found.build(0)
+    read = module.full_tables()
+    assert list(read) == [table.name for table in tables]
+    for table in tables:
+        ids = torch.arange(10)
+        assert torch.allclose(module.lookup(table.name, ids), read[table.name])
+    found.build(1).load_state_dict(module.state_dict())
 
 
 @pytest.mark.parametrize(
