@@ -133,6 +133,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "pep-mask": Method(rivals.pep_mask, "PEP, entries anywhere", (IN_PARAMETERS,)),
         "mlet": Method(rivals.mlet, "multi-layer embedding training", (IN_PARAMETERS,)),
         "mde": Method(rivals.mde, "mixed dimensions by popularity", (IN_PARAMETERS,)),
+        "mgqe": Method(rivals.mgqe, "product codes, fewer for the tail", (IN_PARAMETERS,)),
+        "darts": Method(rivals.darts, "DartsEmb, sizes by expected width"),
+        "optembed": Method(rivals.optembed, "OptEmbed, within a budget"),
         "hashing": Method(rivals.hashing, "the hashing trick", (IN_PARAMETERS,)),
         "qr": Method(rivals.quotient_remainder, "quotient-remainder", (IN_PARAMETERS,)),
     }

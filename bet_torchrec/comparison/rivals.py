@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..planning.sizers import MDE, MLET, PEP, Hashing, Magnitude, QuotientRemainder
+from ..planning.sizers import (
+    MDE,
+    MGQE,
+    MLET,
+    PEP,
+    DartsEmb,
+    Hashing,
+    Magnitude,
+    OptEmbed,
+    QuotientRemainder,
+)
 from ..training import TrainSettings
 from .contest import Contest, Planned
 
@@ -59,3 +69,15 @@ def hashing(contest: Contest) -> list[Planned]:
 
 def quotient_remainder(contest: Contest) -> list[Planned]:
     return [contest.plan(QuotientRemainder(init_std=contest.bench.training.init_std))]
+
+
+def mgqe(contest: Contest) -> list[Planned]:
+    return [contest.plan(MGQE(init_std=contest.bench.training.init_std))]
+
+
+def darts(contest: Contest) -> list[Planned]:
+    return [contest.plan(DartsEmb(init_std=contest.bench.training.init_std))]
+
+
+def optembed(contest: Contest) -> list[Planned]:
+    return [contest.plan(OptEmbed(init_std=contest.bench.training.init_std))]
