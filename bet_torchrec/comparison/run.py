@@ -73,6 +73,7 @@ def run_cell(
         entry.task,
         training=entry.training,
         fine_tuning=entry.fine_tuning,
+        probe_share=entry.probe_share,
         run_dir=shared,
         seed=cell.seed,
         device=device,

@@ -20,12 +20,14 @@ OTHER_RATES = (3e-3,)
 
 @dataclass(frozen=True)
 class Entry:
-    """task: what is learnt. training, fine_tuning: of its models and of probes. rates: that full
+    """task: what is learnt. training, fine_tuning, probe_share: of
+    its models and of probes. rates: that full
     trainings are tuned over. data: what identifies the data."""
 
     task: Task
     training: TrainSettings
     fine_tuning: TrainSettings
+    probe_share: float
     rates: tuple[float, ...]
     data: dict[str, Any]
 
@@ -52,6 +54,7 @@ def make_entry(cell: Cell, data_dir: Path | None = None, device: str = "cpu") ->
         task,
         recipe.training,
         recipe.fine_tuning,
+        recipe.probe_share,
         rates,
         {"name": cell.data, "fingerprint": split.fingerprint()},
     )
@@ -76,6 +79,7 @@ def _ranking(cell: Cell, data_dir: Path | None, device: str) -> Entry:
         task,
         recipe.training,
         recipe.fine_tuning,
+        recipe.probe_share,
         (rate, rate / 2),
         {"name": cell.data, "fingerprint": digest},
     )

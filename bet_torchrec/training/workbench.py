@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,8 @@ class TrainingWorkbench:
     pretraining: of the full tables' training; ``training`` unless given.
     continuing: of a full training that starts from the full tables' rows; ``training`` at the
         probe's learning rate unless given.
+    probe_share: of the epochs that the full model took, those of a probe, where that is more than
+        ``fine_tuning.max_epochs``; ``recipes.clicks``' unless a fine_tuning is given.
     warm_start: rows are cut as they are ("prefix"), or after turning the tables to their principal
         axes where the model allows it ("rotated").
     check: when a probe with a floor is given up; None never does.
@@ -89,6 +92,7 @@ class TrainingWorkbench:
         fine_tuning: TrainSettings | None = None,
         pretraining: TrainSettings | None = None,
         continuing: TrainSettings | None = None,
+        probe_share: float | None = None,
         warm_start: WarmStart = "rotated",
         check: ProbeCheck | None = None,
         run_dir: str | Path | None = None,
@@ -100,11 +104,15 @@ class TrainingWorkbench:
             raise InvalidInputError(
                 f"warm_start should be 'rotated' or 'prefix', got {warm_start!r}"
             )
+        if probe_share is not None and not 0 <= probe_share <= 1:
+            raise InvalidInputError(f"probe_share should be from 0 to 1, got {probe_share!r}")
         self.task = task
         recipe = default_recipe(task)
         self.training = training or recipe.training
         self.pretraining = pretraining or self.training
-        self.fine_tuning = fine_tuning or recipe.fine_tuning
+        if probe_share is None:
+            probe_share = 0.0 if fine_tuning is not None else recipe.probe_share
+        self.fine_tuning, self.probe_share = fine_tuning or recipe.fine_tuning, probe_share
         self.continuing = continuing or dataclasses.replace(
             self.training, lr=min(self.training.lr, self.fine_tuning.lr)
         )
@@ -134,6 +142,7 @@ class TrainingWorkbench:
             "task": dict(self.task.identity()),
             "seed": self.seed,
             "warm_start": self.warm_start,
+            "probe_share": self.probe_share,
             "adopted": self._adopted,
             **{name: _asdict(getattr(self, name)) for name in settings},
         }
@@ -255,6 +264,11 @@ class TrainingWorkbench:
             task=self.task, model=model, embedding=module, outcome=outcome, precisions=precisions
         )
 
+    def probe_epochs(self) -> int:
+        """Of a probe: its settings', or as large a share of the full model's as is asked for."""
+        share = self.probe_share and self.probe_share * self.full().outcome.epochs
+        return max(self.fine_tuning.max_epochs, math.ceil(share))
+
     def fine_tune(
         self, plan: Sizes, *, epochs: int | None = None, floor: float | None = None
     ) -> Outcome:
@@ -266,10 +280,10 @@ class TrainingWorkbench:
     ) -> Trained:
         """A plan's model after a brief training from the full tables' rows, cut.
 
-        epochs: instead of ``fine_tuning.max_epochs``; 0 evaluates the bare cut rows.
+        epochs: instead of ``probe_epochs()``; 0 evaluates the bare cut rows.
         floor: with a ``check``, a probe that looks hopeless against it ends as "pruned".
         """
-        epochs = self.fine_tuning.max_epochs if epochs is None else epochs
+        epochs = self.probe_epochs() if epochs is None else epochs
         warm, embedding, precisions = self._cut(plan)
         if epochs == 0:
             found = self.task.validate(warm.model, as_served(embedding, precisions))

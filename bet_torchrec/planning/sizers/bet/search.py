@@ -150,7 +150,8 @@ class Search:
         predictor = self._trained_predictor()
         with torch.no_grad():
             if strategy == "predicted":
-                order = predictor(candidates).argsort(descending=True).tolist()
+                hope = predictor(candidates) + self.settings.optimism * predictor.spread(candidates)
+                order = hope.argsort(descending=True).tolist()
             else:
                 target = predictor.embed(self._tried(self.history.best()))
                 distance = (predictor.embed(candidates) - target).norm(dim=-1)

@@ -31,6 +31,8 @@ class BET:
         "local", a random mutant of the best few, without the predictor.
     trainer: the predictor and how it learns: ``GaussianProcess``, or the paper's deep set as
         ``FullBatch`` (which takes seconds an iteration with many tables) or ``SingleSamples``.
+    optimism: how many standard deviations of a prediction count for a candidate, so that what is
+        not known yet is tried too (an upper confidence bound); 0 takes the best expectation.
     mutants: the share of the candidates that are drawn around the best so far.
     anchored: equal sizes (exactly ``EqualSizes``, in each precision) are tried first and always
         among the finalists, so that the result cannot be worse than they are on validation; then
@@ -63,6 +65,7 @@ class BET:
     shares: Shares = field(default_factory=Informed)
     strategies: tuple[Strategy, ...] = ("predicted",)
     trainer: Trainer = field(default_factory=GaussianProcess)
+    optimism: float = 1.0
     mutants: float = 0.5
     anchored: bool = True
     tolerance: float | None = 5e-4
@@ -139,6 +142,7 @@ class BET:
             "shares": Dirichlet(),
             "strategies": PAPER_STRATEGIES,
             "trainer": SingleSamples(),
+            "optimism": 0.0,
             "mutants": 0.0,
             "anchored": False,
             "tolerance": None,
