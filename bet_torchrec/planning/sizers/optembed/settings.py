@@ -126,7 +126,7 @@ class OptEmbed:
         def make(weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
             own = [weight for weight in weights if id(weight) in thresholds]
             others = [weight for weight in weights if id(weight) not in thresholds]
-            plain = {"params": own, "plain": True, "lr_scale": self.threshold_rate}
+            plain: dict[str, Any] = {"params": own, "plain": True, "lr_scale": self.threshold_rate}
             return AdamBesideSGD([{"params": others}, plain])
 
         return make
@@ -145,7 +145,8 @@ class Fields:
         self._widths: list[NDArray[np.int64]] = []
         self._rows: list[tuple[str, NDArray[np.int64]]] = []
         for t, (table, counts) in enumerate(zip(problem.tables, problem.counts, strict=True)):
-            by_rank = np.arange(counts.rows) if counts.order is None else counts.order
+            order = np.arange(counts.rows) if counts.order is None else counts.order
+            by_rank = order.astype(np.int64)
             for ids in np.split(by_rank, equal_popularity(counts, blocks)[:-1]):
                 self._rows.append((table.name, ids))
                 self._widths.append(np.array(problem.table_widths(t), dtype=np.int64))
