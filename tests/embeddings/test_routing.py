@@ -31,7 +31,7 @@ def way(request):
             patched.setattr(routing, "available", lambda: False)
             if request.param == "large":
                 patched.setattr(routing_torch, "LARGE", 0)
-                patched.setattr(routing_torch, "_PIECE", 3)
+                patched.setattr(routing_torch, "_PIECE", 7)
         elif not routing.available():
             pytest.skip("no C++ compiler")
         yield request.param
