@@ -156,7 +156,7 @@ def history(folder: Path) -> list[dict]:
 
 
 def models(folder: Path) -> list[str]:
-    return sorted(p.name for p in (folder / "models").iterdir())
+    return sorted(p.name for p in (folder / "models").iterdir() if p.is_file())
 
 
 def times(folder: Path) -> dict[str, int]:

@@ -34,6 +34,16 @@ class Laid:
     tables: Tensor
     blocks: Tensor
 
+    def of_slot(self, slot: int) -> Laid:
+        """One slot alone, whose columns begin at 0, with its table and blocks."""
+        table, _, dim, mean = self.slots[slot].tolist()
+        rows, start, first, end, alone = self.tables[table].tolist()
+        return Laid(
+            _integers([(0, 0, dim, mean)], 4),
+            _integers([(rows, start, 0, end - first, alone)], 5),
+            self.blocks[first:end].clone(),
+        )
+
 
 def laid(
     slots: Sequence[Slot],
