@@ -99,7 +99,7 @@ class CodedEmbeddingBagCollection(NotScriptable, nn.Module):
     def _pooled(self, features: KeyedJaggedTensor) -> Tensor:
         """Coordinates (B, all tables' columns in whole eights)."""
         try:
-            return torch.ops.bet_torchrec.serve(  # type: ignore[no-any-return]
+            return torch.ops.bet_torchrec.serve(
                 self.rows,
                 self._starts,
                 self._places(features),
