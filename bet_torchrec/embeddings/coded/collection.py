@@ -87,7 +87,8 @@ class CodedEmbeddingBagCollection(NotScriptable, nn.Module):
         pooled = self._pooled(features) if available() else self._pooled_by_numpy(features)
         tables = zip(self._slot_tables, self._columns, self._dims, strict=False)
         values = [self._turned(name, pooled, first, dim) for name, first, dim in tables]
-        return KeyedTensor(self._keys, self._dims, torch.cat(values, dim=1))
+        joined = values[0] if len(values) == 1 else torch.cat(values, dim=1)
+        return KeyedTensor(self._keys, self._dims, joined)
 
     def _turned(self, name: str, pooled: Tensor, first: int, dim: int) -> Tensor:
         columns = pooled[:, first : first + self._shapes[name].columns]

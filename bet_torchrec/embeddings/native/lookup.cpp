@@ -54,7 +54,8 @@ bool pool(const Bags& bags, const Tables& all, const int64_t* starts, int64_t sl
         float* to = columns + block.column;
         const int64_t known = std::min(block.width, std::max<int64_t>(0, filled - block.column));
         if (block.decoder == kColumns) {  // then all of the table's blocks are so
-          add_columns(grids[k - table.first_block], all.row(k, row), c, to, block.width, known);
+          Grid& grid = grids[k - table.first_block];
+          add_columns(grid, grid.readable(all.row(k, row), row), c, to, block.width, known);
         } else {
           add_row(block, all.row(k, row), c, to, known);
         }

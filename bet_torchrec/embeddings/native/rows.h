@@ -257,15 +257,20 @@ inline void add_codes(const uint8_t* row, float c, float* to, int64_t width, int
 
 // Column codes: each column in its own bits, its code in two bytes at most. Made anew for every
 // task from what is kept of a block, scale and offset (fp32 or fp16) and bits (a byte) a column, in
-// this order behind its last row; so four bytes may be read at any code.
+// this order behind its last row. Eight columns are decoded from the 16 bytes that begin where the
+// first one's code does.
 struct Grid {
+  static constexpr int64_t kLoad = 16;
   std::vector<float> scale, offset;
   std::vector<int32_t> byte;
-  std::vector<uint32_t> shift, mask;
+  std::vector<uint32_t> shift, mask, shuffle;  // shuffle: where a column's two bytes are of 16
+  int64_t bytes, safe;  // from row `safe` on, a load might reach behind what is the block's
+  std::vector<uint8_t> copy;
 
   Grid(const Block& block, const uint8_t* rows)
       : scale(block.width), offset(block.width), byte(block.width), shift(block.width),
-        mask(block.width) {
+        mask(block.width), shuffle(block.width, 0x80808080u), bytes(block.bytes),
+        copy(block.bytes + kLoad) {
     const int64_t n = block.coded;
     const uint8_t* at = rows + block.rows * block.bytes;
     int32_t place = 0;
@@ -276,8 +281,22 @@ struct Grid {
       byte[j] = place / 8;
       shift[j] = place % 8;
       mask[j] = (1u << bits) - 1;
+      const uint32_t own = byte[j] - byte[j / 8 * 8];
+      shuffle[j] = 0x80800000u | (own + 1) << 8 | own;
       place += bits;
     }
+    for (int64_t j = n; j < block.width; ++j) byte[j] = byte[j / 8 * 8];
+    // A row's last load ends at most kLoad bytes behind it; grids are the block's own memory too.
+    const int64_t behind = (2 * block.number + 1) * n;
+    const int64_t reaching = kLoad <= behind || !bytes ? 0 : (kLoad - behind + bytes - 1) / bytes;
+    safe = bytes ? std::max<int64_t>(0, block.rows - reaching) : 0;
+  }
+
+  // The row, or where it may be read beyond its end.
+  const uint8_t* readable(const uint8_t* row, int64_t number) {
+    if (number < safe) return row;
+    std::memcpy(copy.data(), row, bytes);
+    return copy.data();
   }
 
   static float number(const Block& block, const uint8_t* at) {
@@ -290,16 +309,11 @@ struct Grid {
 
 inline void add_columns(const Grid& grid, const uint8_t* row, float c, float* to, int64_t width,
                         int64_t filled) {
-  const auto word = [&](int64_t j) {
-    uint32_t found;
-    std::memcpy(&found, row + grid.byte[j], 4);
-    return found;
-  };
   add(
       to, width, filled,
       [&](int64_t j) {
-        const float code = float((word(j) >> grid.shift[j]) & grid.mask[j]);
-        return c * (grid.scale[j] * code + grid.offset[j]);
+        const uint32_t word = row[grid.byte[j]] | uint32_t(row[grid.byte[j] + 1]) << 8;
+        return c * (grid.scale[j] * float((word >> grid.shift[j]) & grid.mask[j]) + grid.offset[j]);
       },
       [&](int64_t j) {
         typedef int32_t Ints __attribute__((vector_size(32)));
@@ -310,11 +324,16 @@ inline void add_columns(const Grid& grid, const uint8_t* row, float c, float* to
         std::memcpy(&scale, &grid.scale[j], 32);
         std::memcpy(&offset, &grid.offset[j], 32);
 #if defined(__AVX2__)
-        const __m256i bytes =
-            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&grid.byte[j]));
-        words = Words(_mm256_i32gather_epi32(reinterpret_cast<const int*>(row), bytes, 1));
+        const __m128i found =
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + grid.byte[j]));
+        const __m256i places =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&grid.shuffle[j]));
+        words = Words(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(found), places));
 #else
-        for (int k = 0; k < 8; ++k) words[k] = word(j + k);
+        for (int k = 0; k < 8; ++k) {
+          const uint8_t* at = row + grid.byte[j + k];
+          words[k] = at[0] | uint32_t(at[1]) << 8;
+        }
 #endif
         const Words codes = (words >> shift) & mask;
         return c * (scale * __builtin_convertvector(Ints(codes), Floats) + offset);
