@@ -58,7 +58,8 @@ def pool(weights: list[Tensor], features: list[int], width: int, *batch: Any) ->
                 threads(),
             )
         except IdFault as fault:
-            raise _out_of_range(*fault.args, rows_of(batch[6:8], fault.args[0])) from None
+            slot, wrong = fault.args
+            raise _out_of_range(slot, wrong, rows_of(batch[6:8], slot)) from None
         return out
     pooled = weights[0].new_zeros(bags, width, dtype=_type(weights))
     for found in _lookups(features, *batch):

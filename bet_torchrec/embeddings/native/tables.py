@@ -39,8 +39,8 @@ class Laid:
         table, _, dim, mean = self.slots[slot].tolist()
         rows, start, first, end, alone = self.tables[table].tolist()
         return Laid(
-            _integers([(0, 0, dim, mean)], 4),
-            _integers([(rows, start, 0, end - first, alone)], 5),
+            integers([(0, 0, dim, mean)], 4),
+            integers([(rows, start, 0, end - first, alone)], 5),
             self.blocks[first:end].clone(),
         )
 
