@@ -36,7 +36,10 @@ SEARCHES: Mapping[str, BET] = {
     "local mutation": BET(strategies=("local",)),
     "deep set, paper's turns": BET(trainer=DEEP),
     "process, paper's turns": BET(trainer=GP),
-    "process, always": BET(trainer=GP, strategies=("predicted",)),
+    "process, expectation": BET(trainer=GP, optimism=0.0),
+    "process, optimism 0.5": BET(trainer=GP, optimism=0.5),
+    "process, optimism 1": BET(trainer=GP, optimism=1.0),
+    "process, optimism 2": BET(trainer=GP, optimism=2.0),
     "process, always, 80 % mutants": BET(trainer=GP, strategies=("predicted",), mutants=0.8),
     "process and local in turns": BET(trainer=GP, strategies=("predicted", "local")),
 }

@@ -5,17 +5,15 @@ Apart from ``embeddings``, whose import loads TorchRec: a probe or a sizer needs
 
 from __future__ import annotations
 
-from .basis import Basis, BasisFileError, load_bases, save_bases
+from .basis import Basis
 from .moments import Moments, row_blocks
-from .principal import principal_basis, turn_in_place
+from .principal import lookups, principal_basis, turn_in_place
 
 __all__ = [
     "Basis",
-    "BasisFileError",
     "Moments",
-    "load_bases",
+    "lookups",
     "principal_basis",
     "row_blocks",
-    "save_bases",
     "turn_in_place",
 ]

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..errors import BetError, InvalidInputError
-from ..files.tensors import Entry, write_file
-from ..serving.container import Kind, open_container
-
-FORMAT = "bet_torchrec.bases"
-VERSION = 1
-
-
-class BasisFileError(BetError, ValueError):
-    """A file holds no bases: corrupted, foreign, or written by a newer version."""
-
-
-_KIND = Kind(FORMAT, VERSION, "bases saved by save_bases", BasisFileError)
+from ..errors import InvalidInputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,16 +51,25 @@ class Basis:
         """d, a row's columns."""
         return self.axes.shape[1]
 
-    @property
-    def nbytes(self) -> int:
-        """Of the axes, fp32: what a budget counts for a table that is served with them."""
-        return self.axes.numel() * 4
-
     def cut(self, width: int) -> Basis:
         """The first axes alone."""
         if not 1 <= width <= self.width:
             raise InvalidInputError(f"width should be from 1 to {self.width}, got {width}")
         return Basis(self.axes[:width], None if self.energy is None else self.energy[:width])
+
+    def resized(self, width: int) -> Basis:
+        """The first axes alone, or after all of them others that are orthonormal to them.
+
+        Raises:
+            InvalidInputError: there are not that many.
+        """
+        if width <= self.width:
+            return self.cut(width)
+        if width > self.dim:
+            raise InvalidInputError(f"width should be at most {self.dim} columns, got {width}")
+        every = torch.cat([self.axes.T, torch.eye(self.dim)], dim=1).double()
+        rest = torch.linalg.qr(every).Q.T[self.width : width]
+        return Basis(torch.cat([self.axes, rest.float()]))
 
     def coordinates(self, rows: Tensor) -> Tensor:
         """(n, d) -> (n, w), what comes nearest to the rows; exact for w = d orthonormal axes."""
@@ -97,43 +91,3 @@ class Basis:
         if torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype), atol=1e-5):
             return self.axes.T
         return torch.linalg.pinv(axes).float()
-
-
-def save_bases(bases: Mapping[str, Basis], path: str | Path) -> Path:
-    """Write {table: basis} to one file (safetensors, no pickle), whole or not at all."""
-    arrays = [basis.axes.numpy() for basis in bases.values()]
-    entries = [
-        Entry(f"axes.{i}", "F32", array.shape, partial(iter, [array]))
-        for i, array in enumerate(arrays)
-    ]
-    told = [
-        {"table": name, "energy": None if b.energy is None else b.energy.tolist()}
-        for name, b in bases.items()
-    ]
-    metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(told)}
-    path = Path(path)
-    write_file(path, metadata, entries)
-    return path
-
-
-def load_bases(path: str | Path) -> dict[str, Basis]:
-    """What ``save_bases`` wrote.
-
-    Raises:
-        BasisFileError: corrupted, foreign, or written by a newer version.
-        FileNotFoundError: no such file.
-    """
-    path = Path(path)
-    header, arrays = open_container(path, _KIND)
-    try:
-        return {
-            entry["table"]: Basis(
-                torch.from_numpy(arrays[f"axes.{i}"].copy()),  # not the file's read-only map
-                None
-                if entry["energy"] is None
-                else torch.tensor(entry["energy"], dtype=torch.float64),
-            )
-            for i, entry in enumerate(header)
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _KIND.damaged(path, f"{type(error).__name__}: {error}") from error

@@ -90,7 +90,7 @@ def row_blocks(
         raise InvalidInputError(f"counts should be one a row, {len(table)}, got {len(counts)}")
     for start in range(0, len(table), block_rows):
         stop = start + block_rows
-        yield table[start:stop], None if counts is None else _numbers(counts[start:stop])
+        yield table[start:stop], None if counts is None else numbers(counts[start:stop])
 
 
 def moments_of(blocks: Iterable[tuple[Rows, Any]]) -> Moments:
@@ -119,7 +119,7 @@ def _float64(rows: Rows) -> NDArray[np.float64]:
 
 
 def _roots(weights: Any, rows: int) -> NDArray[np.float64]:
-    values = _numbers(weights)
+    values = numbers(weights)
     if values.shape != (rows,) or not np.isfinite(values).all() or (values < 0).any():
         raise InvalidInputError(
             f"weights should be {rows} finite numbers, 0 or more, one a row, got "
@@ -129,7 +129,8 @@ def _roots(weights: Any, rows: int) -> NDArray[np.float64]:
     return np.sqrt(values)
 
 
-def _numbers(values: Any) -> NDArray[np.float64]:
+def numbers(values: Any) -> NDArray[np.float64]:
+    """As float64, of a tensor on any device too."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     return np.asarray(values, dtype=np.float64)

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InvalidInputError
 from .basis import Basis
-from .moments import Moments, Rows, moments_of, row_blocks
+from .moments import Moments, Rows, moments_of, numbers, row_blocks
 
 _BLOCK = 1 << 16  # rows turned at once
 
@@ -65,6 +66,16 @@ def principal_basis(
         torch.from_numpy(axes.astype(np.float32)),
         torch.from_numpy(energy[::-1][:kept].clip(min=0).copy()),
     )
+
+
+def lookups(counts: Any) -> NDArray[np.float64] | None:
+    """Counts to weigh a table's rows by: an array, a tensor, or ``RowCounts`` in id order.
+
+    None where there are none, or nobody has looked anything up: all rows weigh alike then.
+    """
+    values = counts.by_id() if hasattr(counts, "by_id") else counts
+    found = None if values is None else numbers(values)
+    return found if found is not None and found.any() else None
 
 
 @torch.no_grad()

@@ -65,6 +65,7 @@ def evaluate_run(folder: Path, args: argparse.Namespace) -> Metrics:
     """A trained run's metrics: data, split and model as its config.json says."""
     from ..training import SizedEmbedding, Trained
     from ..training.trained import precisions_of
+    from ..training.turned_embedding import planned_embedding
     from .inspect import load_plan
 
     config = run_folder.config(folder, "train")
@@ -81,17 +82,16 @@ def evaluate_run(folder: Path, args: argparse.Namespace) -> Metrics:
         )
     bench = workbench_of(settings, split, models=None)
     plan = None if settings.full else load_plan(folder / run_folder.PLAN)
-    sizes = {
-        t.name: np.full(t.num_embeddings, settings.dim, np.int32)
-        if plan is None
-        else plan.sizes(t.name)
-        for t in bench.tables
-    }
+    if plan is None:
+        full = {t.name: np.full(t.num_embeddings, settings.dim, np.int32) for t in bench.tables}
+        embedding: Any = SizedEmbedding(full)
+    else:
+        embedding = planned_embedding(plan, bench.tables)
     model = Trained.load(
         folder / run_folder.WEIGHTS,
         bench.task,
         bench.task.new_model(settings.seed),
-        SizedEmbedding(sizes).to(bench.device),
+        embedding.to(bench.device),
         precisions=None if plan is None else precisions_of(plan),
     )
     return model.evaluate(part=args.on, mask=args.mask)

@@ -46,6 +46,12 @@ def add(commands: Any) -> None:
         "narrow ones among them where the budget is small",
     )
     search.add_argument(
+        "--basis",
+        choices=("fixed", "trained"),
+        help="keep tables of many rows as coordinates in principal axes of their own, which the "
+        "budget pays for; by default a row's prefix is its first columns",
+    )
+    search.add_argument(
         "--paper",
         action="store_true",
         help="BET's published search, with --recipe paper and --widths any unless given; "
@@ -77,7 +83,9 @@ def run(args: argparse.Namespace) -> None:
 
     from ..planning.planner import BudgetPlanner
 
-    planner = BudgetPlanner(budget=budget, widths=args.widths, sizer=sizer, seed=args.seed)
+    planner = BudgetPlanner(
+        budget=budget, widths=args.widths, sizer=sizer, seed=args.seed, basis=args.basis
+    )
     bench = workbench_of(args, split, models=args.models or args.run_dir)
     planner.problem(bench.tables, bench.counts())  # an impossible budget fails before any training
     folder = run_folder.start(args.run_dir, args, data=describe_split(split))

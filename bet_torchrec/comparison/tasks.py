@@ -14,18 +14,25 @@ BACKBONES = ("lightgcn", "ngcf", "ncf")
 CLICK_BATCH = 4096
 CLICK_L2 = {"movielens-1m-clicks": 1e-2, "frappe": 0.0}  # found on full models' validation
 OTHER_L2 = 1e-2
-CLICK_RATES = {"frappe": (1e-2,), "renttherunway": (1e-3,), "epinions": (1e-3,)}
+CLICK_RATES = {
+    "movielens-1m-clicks": (5e-3,),
+    "frappe": (1e-2,),
+    "renttherunway": (1e-3,),
+    "epinions": (1e-3,),
+}
 OTHER_RATES = (3e-3,)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """task: what is learnt. training, fine_tuning: of its models and of probes. rates: that full
-    trainings are tuned over. data: what identifies the data."""
+    """task: what is learnt. training, fine_tuning, probe_share, foresight: of its models and of
+    probes. rates: that full trainings are tuned over. data: what identifies the data."""
 
     task: Task
     training: TrainSettings
     fine_tuning: TrainSettings
+    probe_share: float
+    foresight: float
     rates: tuple[float, ...]
     data: dict[str, Any]
 
@@ -52,6 +59,8 @@ def make_entry(cell: Cell, data_dir: Path | None = None, device: str = "cpu") ->
         task,
         recipe.training,
         recipe.fine_tuning,
+        recipe.probe_share,
+        recipe.foresight,
         rates,
         {"name": cell.data, "fingerprint": split.fingerprint()},
     )
@@ -76,6 +85,8 @@ def _ranking(cell: Cell, data_dir: Path | None, device: str) -> Entry:
         task,
         recipe.training,
         recipe.fine_tuning,
+        recipe.probe_share,
+        recipe.foresight,
         (rate, rate / 2),
         {"name": cell.data, "fingerprint": digest},
     )

@@ -34,11 +34,6 @@ from .sharding.sharder import (  # noqa: E402
     ShardedBudgetedEmbeddingBagCollection,
 )
 from .sharding.storage import IdMapReservation  # noqa: E402
-from .turned import (  # noqa: E402
-    TurnedEmbeddingBagCollection,
-    budget_beside,
-    coordinate_tables,
-)
 
 __all__ = [
     "Block",
@@ -57,10 +52,7 @@ __all__ = [
     "ShardedBudgetedEmbeddingBagCollection",
     "ShardedBudgetedEmbeddingCollection",
     "ShardingError",
-    "TurnedEmbeddingBagCollection",
     "blocks",
-    "budget_beside",
-    "coordinate_tables",
     "export_dense",
     "export_tables",
     "for_blocks",

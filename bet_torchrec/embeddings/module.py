@@ -20,9 +20,11 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
+from ..axes import Basis
 from ..errors import InvalidInputError, PlanError, ShardingError
 from ..planning.budget import FUSED_MULTIPLE
 from ..planning.plan import SizePlan
+from .bases import Bases, coordinate_plan
 from .batches import check_shapes
 from .by_table import refuse_by_table, refuse_from_float, refuse_precisions
 from .layout import Block, Layout, RowOrder, blocks
@@ -46,6 +48,8 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
     Takes a KeyedJaggedTensor and returns a KeyedTensor with the original features' names, each its
     table's own ``embedding_dim`` wide; beyond a row's size its entries read as zeros, and dropped
     rows as nothing but zeros. It is equal, forward and in training, to full tables times a mask.
+    Of a table with a basis these entries are coordinates, and the output is coordinates @ basis:
+    pooled first, then one product a table (``bases``).
 
     Args:
         tables: as for EmbeddingBagCollection, each of them in the plan; the plan may have more, so
@@ -98,16 +102,14 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
         self._slots = slots_of(self.tables)
         # Under `with torch.device("meta"):` weights are on it, but ids are routed all the same.
         self.device = torch.empty(0, device=device).device
+        own = {table.name: plan[table.name] for table in self.tables}
+        stored = {name: coordinate_plan(part) for name, part in own.items()}
         with torch.device("cpu"):
-            self.router = Router(
-                self._slots,
-                {table.name: plan[table.name] for table in self.tables},
-                self.blocks,
-                is_weighted=is_weighted,
-            )
+            self.router = Router(self._slots, stored, self.blocks, is_weighted=is_weighted)
             self.merger = Merger(
-                self._slots, {t.name: t.embedding_dim for t in self.tables}, self.blocks
+                self._slots, {n: part.embedding_dim for n, part in stored.items()}, self.blocks
             )
+        self.bases = Bases(own, self._slots, self.device)
         self.embedding_bag_collection = EmbeddingBagCollection(
             tables=[self._config(t, block) for t in self.tables for block in self.blocks[t.name]],
             is_weighted=is_weighted,
@@ -145,15 +147,20 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
             return as_leaf(self, features)
         features = maybe_td_to_kjt(features, None)
         if features.values().is_meta:  # shapes alone, as for an export or an estimate
-            return self.merger.output(self._zeros(features))
+            return self.rows(self.merger.output(self._zeros(features)))
         check_shapes(features)
         if torch.compiler.is_compiling() and self.router.keys:
-            return self.merger.output(self._as_operator(features))
+            return self.rows(self.merger.output(self._as_operator(features)))
         features = self.router.select(features)
         routed = self.router(features)
         if not (self.router.keys and features.stride()):  # TorchRec's own takes no empty batch
-            return self.merger.output(self._zeros(features))
-        return self.merger(self.embedding_bag_collection(routed), self.router.scale(features))
+            return self.rows(self.merger.output(self._zeros(features)))
+        pooled = self.merger(self.embedding_bag_collection(routed), self.router.scale(features))
+        return self.rows(pooled)
+
+    def rows(self, coordinates: KeyedTensor) -> KeyedTensor:
+        """Merged columns as full-width rows: those of a table with a basis times it."""
+        return self.bases.output(coordinates)
 
     def _as_operator(self, features: KeyedJaggedTensor) -> Tensor:
         """(B, width), for a graph to be compiled or exported, which routing would break."""
@@ -222,6 +229,7 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
             weight = self.embedding_bag_collection.embedding_bags[config.name].weight
             if not weight.is_meta:
                 config.init_fn(weight)
+        self.bases.reset_parameters()
         clear_padding(self)
 
     def weight(self, block: Block) -> nn.Parameter:
@@ -237,16 +245,31 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
         """{block name: its real table, (rows, real_width)}."""
         return table_weights(self.embedding_bag_collection, "embedding_bags")
 
-    def load_full_tables(self, tables: Mapping[str, Tensor]) -> BudgetedEmbeddingBagCollection:
+    def load_full_tables(
+        self,
+        tables: Mapping[str, Tensor],
+        *,
+        counts: Mapping[str, Any] | None = None,
+        bases: Mapping[str, Basis] | None = None,
+    ) -> BudgetedEmbeddingBagCollection:
         """Fill each row with the first entries of its row in full tables; returns itself.
 
-        tables: {name: (rows, at least the widest size)} in id order.
+        Args:
+            tables: {name: (rows, at least the widest size)} in id order; of a table with a basis
+                all of its embedding_dim columns, and the entries are coordinates.
+            counts: {name: one number a row, or RowCounts}: a table's basis becomes the principal
+                axes of its rows, weighted by these; all rows alike for tables that have none here.
+            bases: {name: axes} to take instead, as ``table_bases`` of another collection gives.
 
         Raises:
             InvalidInputError: other tables, other rows, or tables too narrow.
         """
-        load_full_tables(self, tables)
+        load_full_tables(self, tables, counts=counts, bases=bases)
         return self
+
+    def table_bases(self) -> dict[str, Basis]:
+        """{table: its axes as they are now}, of the tables that have some."""
+        return self.bases.told()
 
     def full_tables(self) -> dict[str, Tensor]:
         """Copies {name: (rows, embedding_dim)} in id order, zeros beyond a row's size."""

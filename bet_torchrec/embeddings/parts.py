@@ -8,15 +8,20 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 
+from ..axes import Basis, lookups, principal_basis
 from ..errors import InvalidInputError
 from ..planning.plan import SizePlan
+from .bases import Bases, coordinate_plan
 from .layout import Block, Layout, RowOrder
 from .optimizer_state import OptimizerStates
+
+_PIECE = 1 << 16  # rows turned at once
 
 
 @runtime_checkable
@@ -28,6 +33,7 @@ class Collection(Protocol):
     layout: Layout
     row_order: RowOrder
     blocks: dict[str, tuple[Block, ...]]
+    bases: Bases
 
     def block_weights(self) -> Mapping[str, Any]:
         """{block name: its real table}: a tensor of any kind that state_dict has."""
@@ -145,30 +151,61 @@ def refuse_full_tables(
 
 
 @torch.no_grad()
-def load_full_tables(module: Collection, tables: Mapping[str, Tensor]) -> None:
+def load_full_tables(
+    module: Collection,
+    tables: Mapping[str, Tensor],
+    *,
+    counts: Mapping[str, Any] | None = None,
+    bases: Mapping[str, Basis] | None = None,
+    process_group: dist.ProcessGroup | None = None,
+) -> None:
     """Fill each row that this rank holds with the first entries of its row in full tables.
 
-    tables: {name: (rows, at least the widest size)} in id order.
+    Args:
+        tables, counts, bases: as for ``BudgetedEmbeddingBagCollection.load_full_tables``.
+        process_group: the ranks that a sharded module is spread over: the first's axes are taken.
 
     Raises:
         InvalidInputError: other tables, other rows, or tables too narrow.
     """
     if set(tables) != set(module.blocks):
         raise InvalidInputError(f"expected tables {sorted(module.blocks)}, got {sorted(tables)}")
-    assert isinstance(module, nn.Module)
-    OptimizerStates(module).forget_caches()
-    parts = local_parts(module)
-    for name, own in module.blocks.items():
-        full, plan = tables[name], module.plan[name]
-        least = max(plan.widths)
+    for name, full in tables.items():
+        plan = module.plan[name]
+        least = plan.read_width
         if full.ndim != 2 or len(full) != plan.rows or full.shape[1] < least:
             raise InvalidInputError(
                 f"table {name!r}: expected ({plan.rows}, {least} or more), got {tuple(full.shape)}"
             )
+    assert isinstance(module, nn.Module)
+    OptimizerStates(module).forget_caches()
+    wanted = [n for n in tables if module.plan[n].axes and n not in (bases or {})]
+    principal = {
+        name: principal_basis(
+            tables[name][:, : module.plan[name].embedding_dim],
+            lookups((counts or {}).get(name)),
+            width=module.plan[name].axes,
+        )
+        for name in wanted
+    }
+    module.bases.put({**(bases or {}), **principal})
+    module.bases.share(process_group)
+    chosen = module.bases.told()
+    parts = local_parts(module)
+    for name, own in module.blocks.items():
+        full, plan = tables[name], module.plan[name]
+        axes = chosen.get(name)
         for block in own:
             ids = torch.from_numpy(block.ids(plan)).to(full.device)
             for part in parts[block.name]:
-                part.values.copy_(full[:, block.columns][:, part.columns][ids[part.rows]])
+                if axes is None:
+                    part.values.copy_(full[:, block.columns][:, part.columns][ids[part.rows]])
+                    continue
+                for start in range(0, len(part.values), _PIECE):  # never a turned table at once
+                    some = part.values[start : start + _PIECE]
+                    rows = full[ids[part.rows][start : start + _PIECE], : plan.embedding_dim]
+                    turned = axes.coordinates(rows.float())
+                    some.copy_(turned[:, block.columns][:, part.columns])
 
 
 @torch.no_grad()
@@ -187,7 +224,8 @@ def full_tables(
         device = next((p.values.device for p in _all(parts, module.blocks[table.name])), None)
         if device is None and several:
             device = dist.distributed_c10d._get_pg_default_device(process_group)
-        whole = torch.zeros(table.num_embeddings, table.embedding_dim, device=device)
+        width = coordinate_plan(module.plan[table.name]).embedding_dim
+        whole = torch.zeros(table.num_embeddings, width, device=device)
         for block in module.blocks[table.name]:
             ids = torch.from_numpy(block.ids(module.plan[table.name])).to(whole.device)
             for part in parts[block.name]:
@@ -198,8 +236,16 @@ def full_tables(
                 whole[ids[part.rows], columns] = part.values.to(whole.dtype)
         if several:
             dist.all_reduce(whole, group=process_group)  # each entry has one owner
-        full[table.name] = whole
+        full[table.name] = _turned_back(module, table, whole)
     return full
+
+
+def _turned_back(module: Collection, table: BaseEmbeddingConfig, stored: Tensor) -> Tensor:
+    """All columns of what is stored of a table, (rows, embedding_dim)."""
+    axes = module.bases.axes(table.name)
+    if axes is None:
+        return F.pad(stored, (0, table.embedding_dim - stored.shape[1]))
+    return stored @ axes.detach().to(stored)
 
 
 def _all(parts: Mapping[str, list[Part]], blocks: tuple[Block, ...]) -> Iterator[Part]:

@@ -20,8 +20,10 @@ def mean_width(tables: Sequence[TableSpec], budget: Budget) -> int:
         return any(
             limit
             >= sum(
-                model.bucket_cost(min(width, table.embedding_dim), table.num_embeddings, precision)
+                model.bucket_cost(own, table.num_embeddings, precision)
+                + model.basis_cost(table.basis, own, table.embedding_dim)
                 for table in tables
+                for own in [min(width, table.embedding_dim)]
             )
             for precision in budget.dtypes
         )

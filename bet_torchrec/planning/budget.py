@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInputError
-from .tables import Table, table_specs
+from .tables import BasisKind, Table, table_specs
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4", "int2")
 TRAINING_PRECISIONS = ("fp32", "fp16")
@@ -30,6 +30,7 @@ OPTIMIZERS = ("sgd", "rowwise_adagrad", "adagrad", "adam", "lamb", "partial_roww
 BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}
 _SCALE_AND_BIAS = 4  # bytes, fp16 each, in every integer row
 _MOST = 10**30  # of a budget; shares of it are computed as floats
+_FP32 = 4  # bytes a weight of a basis, whatever the rows' type is
 _ID_MAP = 4  # bytes a row, one int32 permutation
 _TABLE_ALIGNMENT = 128  # bytes, inference
 FUSED_MULTIPLE = 4  # widths that FBGEMM's fused training kernels take are multiples of it
@@ -50,8 +51,8 @@ class Budget:
     amount: bytes, parameters, or the sparsity (a share of 0 to 1 that is *not* kept).
     dtypes: the precisions a table may have; several only for inference.
     optimizer: training only. alignment: bytes an inference row is rounded up to.
-    world_size: ranks, each of which holds all id maps. fused_kernels: training rows are padded to
-    whole groups of FUSED_MULTIPLE weights.
+    world_size: ranks, each of which holds all id maps and bases. fused_kernels: training rows are
+    padded to whole groups of FUSED_MULTIPLE weights.
     """
 
     amount: int | float
@@ -92,7 +93,7 @@ class Budget:
         world_size: int = 1,
         fused_kernels: bool = False,
     ) -> Budget:
-        """n bytes for everything: weights, optimizer state, alignment and id maps.
+        """n bytes for everything: weights, optimizer state, alignment, id maps and bases.
 
         Args:
             purpose: "training" (weights and optimizer state) or "inference" (quantised tables).
@@ -102,7 +103,7 @@ class Budget:
             alignment: bytes an inference row is rounded up to: 16 (the default) on CUDA and in
                 TorchRec on CPU, 1 on CPU when asked for.
             world_size: ranks that the tables are sharded over. Rows lie on one of them, id maps
-                on all, and all are counted.
+                and bases on all, and all are counted.
             fused_kernels: count, and have, training rows of any width as FBGEMM's fused kernels
                 (sharded tables with an optimizer of their own) need them: whole groups of 4
                 weights. Only for widths that 4 does not divide; dense kernels need it not.
@@ -203,7 +204,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryModel:
-    """What rows, buckets and id maps cost, in whole bytes or parameters.
+    """What rows, buckets, id maps and bases cost, in whole bytes or parameters.
 
     FBGEMM quantises rows of whole 2-byte words only, so an integer row of another width costs
     what the next wider one does that ``width_multiple`` divides; a fit then takes that one.
@@ -267,6 +268,21 @@ class MemoryModel:
     def id_map_cost(self, rows: int) -> int:
         """The permutation of a table whose ids are no ranks: for every row, on every rank."""
         return _ID_MAP * int(rows) * self.world_size if self.unit == "bytes" else 0
+
+    def basis_cost(self, basis: BasisKind | None, width: int, dim: int) -> int:
+        """The axes, width x dim in fp32, of a table whose widest row has ``width`` coordinates.
+
+        Every rank has them. Trained ones have the optimizer's state in training: what it keeps a
+        weight and, each axis being a row, a row.
+        """
+        if basis is None:
+            return 0
+        if self.unit == "parameters":
+            return width * dim
+        a_weight, a_row = 0, 0
+        if self.purpose == "training" and basis == "trained":
+            a_weight, a_row = _STATE[str(self.optimizer)]
+        return width * ((_FP32 + a_weight) * dim + a_row) * self.world_size
 
     @staticmethod
     def width_multiple(precision: str) -> int:

@@ -53,6 +53,7 @@ class _TableDraft:
             min(table.buckets, key=lambda b: (abs(b.width - w), -b.width)).precision for w in widths
         ]
         self._price_rows()
+        self.bases = [self.model.basis_cost(table.basis, w, table.embedding_dim) for w in widths]
         self.rows = [0] * len(self.widths)
         for bucket in table.buckets:
             self.rows[self._below(bucket.width)] += bucket.rows
@@ -70,7 +71,7 @@ class _TableDraft:
         self._price_rows()
 
     def _all_at_smallest(self, precision: str) -> int:
-        return self.model.bucket_cost(self.widths[0], self.table.rows, precision)
+        return self.bases[0] + self.model.bucket_cost(self.widths[0], self.table.rows, precision)
 
     def smallest(self) -> int:
         """What it costs with every row at the smallest width."""
@@ -84,7 +85,11 @@ class _TableDraft:
         return max(bisect_right(self.widths, width) - 1, 0)
 
     def cost(self) -> int:
-        return sum(self._bucket(k, rows) for k, rows in enumerate(self.rows))
+        return sum(self._bucket(k, rows) for k, rows in enumerate(self.rows)) + self._basis()
+
+    def _basis(self) -> int:
+        """What the axes of its widest rows cost."""
+        return self.bases[max(k for k, rows in enumerate(self.rows) if rows)]
 
     def _bucket(self, k: int, rows: int) -> int:
         return self.model.bucket_cost(self.widths[k], rows, self.precision[k])
@@ -106,12 +111,16 @@ class _TableDraft:
         return moves
 
     def price(self, k: int, rows: int) -> int:
-        """What it costs to move so many rows from width k - 1 to k, alignment and all."""
+        """What it costs to move so many rows from width k - 1 to k, alignment, basis and all."""
         before = self._bucket(k, self.rows[k]) + self._bucket(k - 1, self.rows[k - 1])
+        widest = max((j for j, n in enumerate(self.rows) if n and j not in (k - 1, k)), default=0)
+        moved = max(widest, k if self.rows[k] + rows else k - 1)
         return (
             self._bucket(k, self.rows[k] + rows)
             + self._bucket(k - 1, self.rows[k - 1] - rows)
             - before
+            + self.bases[moved]
+            - self._basis()
         )
 
     def raise_(self, k: int, most: int, rest: int) -> int:

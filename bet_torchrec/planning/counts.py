@@ -110,6 +110,15 @@ class RowCounts:
         """Counts at these ranks, int64, same shape."""
         return self.values[np.searchsorted(self.ends, np.asarray(ranks), side="right")]
 
+    def by_id(self) -> NDArray[np.int64]:
+        """(rows,) the count of each row, in id order; memory a row."""
+        by_rank = np.repeat(self.values, self.multiplicity)
+        if self.order is None:
+            return by_rank
+        found = np.empty_like(by_rank)
+        found[self.order] = by_rank
+        return found
+
     @cached_property
     def _digest(self) -> str:
         digest = hashlib.sha256()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..errors import InfeasibleBudgetError, InvalidInputError
 from .budget import Budget, MemoryModel
-from .tables import Table
+from .tables import Table, TableSpec
 
 
 def allowed_widths(table: Table, widths: Iterable[int]) -> tuple[int, ...]:
@@ -34,7 +34,7 @@ def smallest_cost(
 ) -> int:
     """What the smallest plan costs: every row at its smallest width and cheapest precision.
 
-    No id map is among it: rows of one width need none.
+    A table's basis has as many axes then. No id map is among it: rows of one width need none.
 
     Args:
         precisions: by table, where it is not all of the budget's.
@@ -44,6 +44,7 @@ def smallest_cost(
         width, rows = allowed_widths(table, widths)[0], table.num_embeddings
         choice = budget.dtypes if precisions is None else precisions[table.name]
         total += min(model.bucket_cost(width, rows, precision) for precision in choice)
+        total += _basis_cost(model, table, width)
     return total
 
 
@@ -89,6 +90,10 @@ def require_feasible(
         if budget.optimizer not in ("sgd", "rowwise_adagrad"):
             needed = cost(budget=replace(budget, optimizer="rowwise_adagrad"))
             options.append(f"train with rowwise_adagrad: needs {needed}")
+    if any(TableSpec.of(table).basis is not None for table in tables):
+        plain = [replace(TableSpec.of(table), basis=None) for table in tables]
+        needed = smallest_cost(plain, budget, widths, precisions=precisions)
+        options.append(f"keep no bases (basis=None): needs {needed}")
     useful = options[:1] + [o for o in options[1:] if int(o.rsplit(" ", 1)[1]) < smallest]
     numbered = "\n".join(f"  {i}. {option}" for i, option in enumerate(useful, 1))
     raise InfeasibleBudgetError(
@@ -119,10 +124,11 @@ def require_useful(
     for table, is_mapped in zip(tables, mapped, strict=True):
         width = next(w for w in allowed_widths(table, widths) if w > 0)
         for precision in budget.dtypes:
-            one, rows = model.bucket_cost(width, 1, precision), table.num_embeddings
+            rows, basis = table.num_embeddings, _basis_cost(model, table, width)
+            one = model.bucket_cost(width, 1, precision) + basis
             ranked.append(one)
             least.append(one + model.id_map_cost(rows) * (is_mapped and rows > 1))
-            least.append(model.bucket_cost(width, rows, precision))
+            least.append(model.bucket_cost(width, rows, precision) + basis)
     smallest, limit, unit = min(least), budget.limit(tables), budget.cost_unit
     options = [f"raise the budget; the first row is kept at {smallest} {unit}"]
     if min(ranked) < smallest:
@@ -138,6 +144,10 @@ def require_useful(
         limit=limit,
         unit=unit,
     )
+
+
+def _basis_cost(model: MemoryModel, table: Table, width: int) -> int:
+    return model.basis_cost(TableSpec.of(table).basis, width, table.embedding_dim)
 
 
 def _as_sparsity(budget: Budget, tables: Sequence[Table], smallest: int) -> str:

@@ -30,6 +30,8 @@ class FitSpace:
     rows: (F,) int64. depth: (F,) how many of the widths a table may use (its own embedding_dim).
     costs: (precisions, W) int64, what a row costs. limit: what all rows may cost together.
     table_alignment: a bucket's total is rounded up to this (1: not at all).
+    bases: (F, W) int64 rising, what a table's basis costs once its widest row has this width; None
+        where no table has one.
     """
 
     widths: Tensor
@@ -38,6 +40,7 @@ class FitSpace:
     costs: Tensor
     limit: int
     table_alignment: int = 1
+    bases: Tensor | None = None
 
     def steps(self, precision: Tensor) -> Steps:
         """The cost of each step from a width to the next, for precision indices (m, F)."""
@@ -48,7 +51,8 @@ class FitSpace:
             row_cost=costs,
             allowed=allowed.expand(*precision.shape, -1),
             table_alignment=self.table_alignment,
-            alike=alike,
+            alike=alike and self.bases is None,
+            bases=self.bases,
         )
 
 
@@ -90,13 +94,22 @@ def fit(
     mine = mine[kind]
     least = space.rows * steps.row_cost[..., 0]
     most = space.rows * each_cost.sum(-1)[kind].view(m, tables)
+    opening = None
+    if space.bases is not None:
+        opening = space.bases.diff(dim=-1, prepend=torch.zeros_like(space.bases[:, :1]))
+        opening = opening * (torch.arange(len(space.widths)) < space.depth[:, None])
+        least, most = least + opening[:, 0], most + opening.sum(-1)
+        opening = opening.to(torch.float32)
     target = _waterfill(shares, least.double(), most.double(), total=float(space.limit)).flatten()
     rows = space.rows.to(torch.float32).repeat(m)
 
     def cost(log_scale: Tensor, which: Tensor) -> Tensor:
         counts = profile.rows_at_least(log_scale, which)
         counts[:, 0] = rows[which]
-        return (counts @ distinct.T).gather(-1, mine[which, None]).squeeze(-1)
+        paid = (counts @ distinct.T).gather(-1, mine[which, None]).squeeze(-1)
+        if opening is not None:  # a jump where the first row reaches a width
+            paid = paid + ((counts >= 0.5) * opening[which % tables]).sum(-1)
+        return paid
 
     # single precision finds the scale; the numbers of rows at it are then exact
     low, high = profile.log_span()

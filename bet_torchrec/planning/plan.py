@@ -118,7 +118,7 @@ class SizePlan:
         return sum(table.cost(self.memory) for table in self.tables)
 
     def cost(self) -> int:
-        """What it costs, exactly, in ``budget.cost_unit``: alignment, state and id maps too."""
+        """What it costs, exactly, in ``budget.cost_unit``: alignment, state, id maps, bases too."""
         return self._cost
 
     @property
@@ -208,6 +208,7 @@ class SizePlan:
                 "buckets": [[b.width, b.rows, b.precision] for b in table.buckets],
                 "ranked": table.order is None,
                 "counts_fingerprint": table.counts_fingerprint,
+                **({} if table.basis is None else {"basis": table.basis}),
             }
             for table in self.tables
         ]
@@ -238,6 +239,7 @@ class SizePlan:
                     buckets=tuple(Bucket(*bucket) for bucket in table.buckets),
                     order=arrays.get(f"order.{i}"),
                     counts_fingerprint=table.counts_fingerprint,
+                    basis=table.basis,
                 )
                 for i, table in enumerate(header.tables)
             )

@@ -20,16 +20,20 @@ from ..errors import PlanFileError
 from ..files.tensors import CHECKSUM, TensorFile, TensorFileError, from_bytes
 from ..strict import StrictError
 from .budget import Budget
+from .tables import BasisKind
 
 FORMAT = "bet_torchrec.plan"
-VERSION = 1
+VERSION = 2  # 1: without bases. A plan without any is still written so, for older readers
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableHeader:
-    """One table. buckets: (width, rows, precision). ranked: ids are ranks, there is no order."""
+    """One table. buckets: (width, rows, precision). ranked: ids are ranks, there is no order.
+
+    basis: from version 2 on.
+    """
 
     name: str
     rows: int
@@ -37,6 +41,7 @@ class TableHeader:
     buckets: tuple[tuple[int, int, str], ...]
     ranked: bool
     counts_fingerprint: str
+    basis: BasisKind | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +58,10 @@ class PlanHeader:
 def dump(header: Mapping[str, Any], arrays: Arrays) -> bytes:
     """A file's bytes from a JSON-able header and named arrays."""
     text = json.dumps(header, sort_keys=True)
+    version = VERSION if any("basis" in table for table in header["tables"]) else 1
     metadata = {
         "format": FORMAT,
-        "version": str(VERSION),
+        "version": str(version),
         "header": text,
         "sha256": _checksum(text, arrays),
     }
@@ -79,7 +85,7 @@ def parse(data: bytes, *, source: str) -> tuple[PlanHeader, Arrays]:
                 f"{source} should be a plan saved by SizePlan.save, got a safetensors file of "
                 f"{file.metadata.get('format', 'something else')!r}"
             )
-        if (version := file.metadata.get("version", "")) != str(VERSION):
+        if (version := file.metadata.get("version", "")) not in ("1", str(VERSION)):
             raise PlanFileError(
                 f"{source} should be a plan of format version {VERSION} or older, got {version!r}; "
                 "upgrade bet_torchrec to read it"

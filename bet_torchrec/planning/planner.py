@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import InvalidInputError
 from ..team import Alone, Team
 from .advice import DEFAULT_WIDTHS, advice, widths_for
+from .bases import with_bases
 from .budget import Budget
 from .collective import plan_together
 from .counts import RowCounts
 from .feasible import require_useful
 from .plan import SizePlan
 from .sizers import BET, Evaluate, Sized, Sizer, SizingProblem, Train, Workbench
-from .tables import Table, TableSpec, table_specs
+from .tables import BasisKind, Table, TableSpec, table_specs
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -33,6 +34,9 @@ class BudgetPlanner:
         up to its embedding_dim. "auto" is 4, 8, ... 128 and the widest table's own, and where the
         budget is small 0, 1 and 2 too. "any" is 1 to the largest embedding_dim, as in the paper.
         Few widths make fast tables; ``SizePlan.coarsen`` brings any plan down to few.
+    basis: None sizes rows by their own first columns, as in the paper. "fixed" or "trained" keeps
+        the tables where it pays (``with_bases``) as coordinates in axes of their own, so that a
+        row's prefix is worth most; the budget pays for the axes. Or one of these by table name.
     sizer: the method; None is ``BET()``, which needs an evaluation.
     seed: of everything random.
     """
@@ -41,6 +45,7 @@ class BudgetPlanner:
     widths: Sequence[int] | Literal["auto", "any"] = "auto"
     sizer: Sizer | None = None
     seed: int = 0
+    basis: BasisKind | Mapping[str, BasisKind | None] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget):
@@ -165,7 +170,7 @@ class BudgetPlanner:
         team: Team | None = None,
     ) -> SizingProblem:
         """The checked problem that a sizer is handed; for calling one by oneself. See ``plan``."""
-        specs = table_specs(tables)
+        specs = with_bases(table_specs(tables), self.basis, self.budget)
         if evaluate is not None and not callable(evaluate):
             raise InvalidInputError(f"evaluate should be a function of a plan, got {evaluate!r}")
         if train is not None and (not callable(train) or evaluate is None):

@@ -32,6 +32,12 @@ def describe_plan(
             precision = b.precision if b.width else "dropped"
             share = f"{b.rows / table.rows:.1%}"
             lines.append(("", str(b.width), precision, f"{b.rows:,}", share, f"{cost:,}"))
+        if table.axes:
+            cost = model.basis_cost(table.basis, table.axes, table.embedding_dim)
+            axes = f"{table.axes} axes"
+            lines.append(
+                ("", str(table.embedding_dim), f"{table.basis} basis", axes, "", f"{cost:,}")
+            )
         if table.order is not None and (cost := model.id_map_cost(table.rows)):
             lines.append(("", "", "id map", f"{table.rows:,}", "", f"{cost:,}"))
     wide = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError, PlanError
 from .budget import PRECISIONS, MemoryModel
 from .counts import RowCounts, check_order
-from .tables import Table, TableSpec
+from .tables import BasisKind, Table, TableSpec
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class TablePlan:
     buckets: in rank order, widths strictly falling, rows adding up to ``rows``.
     order: int32 (rows,), order[rank] = id; None where ids are ranks or all rows share one width.
     counts_fingerprint: of the counts that it was planned for, "" if unknown.
+    basis: None where sizes count a row's own columns; "fixed" or "trained" where they count
+        coordinates in axes of the table's own: row = coordinates[:size] @ axes[:size].
     """
 
     name: str
@@ -52,9 +54,10 @@ class TablePlan:
     buckets: tuple[Bucket, ...]
     order: NDArray[np.int32] | None = None
     counts_fingerprint: str = ""
+    basis: BasisKind | None = None
 
     def __post_init__(self) -> None:
-        spec = TableSpec(self.name, self.rows, self.embedding_dim)
+        spec = TableSpec(self.name, self.rows, self.embedding_dim, self.basis)
         object.__setattr__(self, "rows", spec.num_embeddings)
         object.__setattr__(self, "embedding_dim", spec.embedding_dim)
         object.__setattr__(self, "buckets", tuple(self.buckets))
@@ -117,6 +120,7 @@ class TablePlan:
             buckets=tuple(Bucket(width, n, precision) for width, n in falling),
             order=order,
             counts_fingerprint="" if counts is None else counts.fingerprint(),
+            basis=spec.basis,
         )
 
     @property
@@ -135,9 +139,20 @@ class TablePlan:
         return np.cumsum([bucket.rows for bucket in self.buckets], dtype=np.int64)
 
     @property
+    def axes(self) -> int:
+        """The axes of its basis: as many as its widest row has coordinates; 0 without a basis."""
+        return 0 if self.basis is None else max(self.widths)
+
+    @property
+    def read_width(self) -> int:
+        """Columns of a read that may be other than zeros."""
+        return self.embedding_dim if self.axes else max(self.widths)
+
+    @property
     def parameters(self) -> int:
-        """Weights that are kept."""
-        return sum(bucket.width * bucket.rows for bucket in self.buckets)
+        """Weights that are kept, those of the basis among them."""
+        rows = sum(bucket.width * bucket.rows for bucket in self.buckets)
+        return rows + self.axes * self.embedding_dim
 
     def sizes(self) -> NDArray[np.int32]:
         """int32 (rows,): each row's size in id order. The only call with memory a row."""
@@ -150,9 +165,10 @@ class TablePlan:
         return by_id
 
     def cost(self, model: MemoryModel) -> int:
-        """All that the table takes: its buckets and, where ids are no ranks, its id map."""
+        """All that the table takes: buckets, basis and, where ids are no ranks, an id map."""
         buckets = sum(model.bucket_cost(b.width, b.rows, b.precision) for b in self.buckets)
-        return buckets + (0 if self.order is None else model.id_map_cost(self.rows))
+        id_map = 0 if self.order is None else model.id_map_cost(self.rows)
+        return buckets + id_map + model.basis_cost(self.basis, self.axes, self.embedding_dim)
 
 
 def all_widths(tables: Iterable[TablePlan]) -> tuple[int, ...]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from ..errors import InvalidInputError
 
 MAX_ROWS = 2**31 - 1  # an id map is one int32 a row
+
+BasisKind: TypeAlias = Literal["fixed", "trained"]
+"""Of a table whose rows are coordinates: whether its axes stay as they are or train with them."""
 
 
 class Table(Protocol):
@@ -30,11 +33,16 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One table: num_embeddings rows, each at most embedding_dim wide."""
+    """One table: num_embeddings rows, each at most embedding_dim wide.
+
+    basis: None for rows whose sizes count their own first columns, as in the BET paper; else they
+        count coordinates in axes of the table's own, row = coordinates[:size] @ basis[:size].
+    """
 
     name: str
     num_embeddings: int
     embedding_dim: int
+    basis: BasisKind | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -50,6 +58,19 @@ class TableSpec:
                     f"table {self.name!r}: {field} should be an int from 1 to {most}, got {value!r}"
                 )
             object.__setattr__(self, field, number)
+        if self.basis is not None and self.basis not in get_args(BasisKind):
+            raise InvalidInputError(
+                f"table {self.name!r}: basis should be None, 'fixed' or 'trained', got "
+                f"{self.basis!r}"
+            )
+
+    def __repr__(self) -> str:
+        # What was added later is told where it is used: older problems keep their fingerprints.
+        basis = "" if self.basis is None else f", basis={self.basis!r}"
+        return (
+            f"TableSpec(name={self.name!r}, num_embeddings={self.num_embeddings}, "
+            f"embedding_dim={self.embedding_dim}{basis})"
+        )
 
     @property
     def parameters(self) -> int:
@@ -74,6 +95,7 @@ class TableSpec:
             name=table.name,
             num_embeddings=table.num_embeddings,
             embedding_dim=table.embedding_dim,
+            basis=getattr(table, "basis", None),
         )
 
 

@@ -1,7 +1,8 @@
 """The file of a plan's tables: rows as they are served, in one safetensors file without pickle.
 
 Tensors: ``id_map/TABLE`` int32 (rows,), the rank of each id, where ids are no ranks;
-``rows/BLOCK`` uint8 (rows, bytes), see ``packed``; ``plan`` uint8, the plan's own file less its
+``axes/TABLE`` fp32 (axes, embedding_dim) of a table whose rows are coordinates; ``rows/BLOCK``
+uint8 (rows, bytes), see ``packed``; ``plan`` uint8, the plan's own file less its
 orders, which the id maps say. The metadata hold the format, its version, a checksum over
 everything, and a JSON header with the tables and their blocks.
 """
@@ -24,7 +25,7 @@ from ..strict import StrictError
 from .packed import PackedBlock, PackedTable, Precision, row_bytes
 
 FORMAT = "bet_torchrec.tables"
-VERSION = 1
+VERSION = 2  # 1: without axes. Tables without any are still written so, for older readers
 
 
 class TableFileError(BetError, ValueError):
@@ -52,7 +53,7 @@ class BlockHeader:
 
 @dataclass(frozen=True, kw_only=True)
 class TableHeader:
-    """One table. id_map: whether it has one."""
+    """One table. id_map: whether it has one. axes: of its basis, 0 without; from version 2 on."""
 
     name: str
     rows: int
@@ -61,10 +62,15 @@ class TableHeader:
     pooling: Literal["SUM", "MEAN", "NONE"]
     id_map: bool
     blocks: tuple[BlockHeader, ...]
+    axes: int = 0
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.embedding_dim < 1:
             raise ValueError("a table should have rows and columns")
+        if not 0 <= self.axes <= self.embedding_dim:
+            raise ValueError(f"a table should have 0 to {self.embedding_dim} axes, got {self.axes}")
+        if self.axes and any(b.first_column + b.width > self.axes for b in self.blocks):
+            raise ValueError("a table should have an axis for each coordinate")
         for block in self.blocks:
             end = block.first_rank + block.rows, block.first_column + block.width
             if end[0] > self.rows or end[1] > self.embedding_dim:
@@ -86,9 +92,12 @@ class Header:
     alignment: Literal[1, 2, 4, 8, 16, 32, 64, 128] | None
 
     def __post_init__(self) -> None:
-        names = [table.name for table in self.tables]
-        names += [block.name for table in self.tables for block in table.blocks]
-        if len(set(names)) < len(names):
+        tables = [table.name for table in self.tables]
+        blocks = [(block.name, table.name) for table in self.tables for block in table.blocks]
+        # A table of one block has it under its own name.
+        taken = any(block != table and block in tables for block, table in blocks)
+        distinct = {block for block, _ in blocks}
+        if taken or len(set(tables)) < len(tables) or len(distinct) < len(blocks):
             raise ValueError("tables and blocks should have names of their own")
 
 
@@ -126,7 +135,7 @@ def open_tables(path: Path, *, verify: bool = True) -> TableFile:
                 f"of {file.metadata.get('format', 'something else')!r}"
             )
         version = file.metadata.get("version", "")
-        if version != str(VERSION):
+        if version not in ("1", str(VERSION)):
             raise TableFileError(
                 f"{path} should have format version {VERSION} or older, got {version!r}; upgrade "
                 "bet_torchrec"
@@ -155,7 +164,10 @@ def _table(header: TableHeader, file: TensorFile, verify: bool) -> PackedTable:
         id_map = _tensor(file, f"id_map/{header.name}", "I32", (header.rows,))
         if verify and not _permutation(id_map):
             raise TensorFileError(f"its id map of {header.name!r} should name each rank once")
-    return PackedTable(header.name, header.rows, header.embedding_dim, tuple(blocks), id_map)
+    axes = None
+    if header.axes:
+        axes = _tensor(file, f"axes/{header.name}", "F32", (header.axes, header.embedding_dim))
+    return PackedTable(header.name, header.rows, header.embedding_dim, tuple(blocks), id_map, axes)
 
 
 def _tensor(file: TensorFile, name: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -87,6 +87,7 @@ class PackedTable:
     """One table: its blocks, and the rank of each id.
 
     id_map: int32 (rows,), the rank of each id; None where ids are ranks.
+    axes: float32 (w, embedding_dim) where blocks hold coordinates: row = coordinates @ axes.
     """
 
     name: str
@@ -94,6 +95,7 @@ class PackedTable:
     embedding_dim: int
     blocks: tuple[PackedBlock, ...]
     id_map: NDArray[np.int32] | None = None
+    axes: NDArray[np.float32] | None = None
 
     def read(self, ids: ArrayLike, *, width: int | None = None) -> NDArray[np.float32]:
         """Rows by id: (...,) integers -> float32 (..., embedding_dim), zeros beyond a row's size.
@@ -103,6 +105,12 @@ class PackedTable:
         Raises:
             InvalidInputError: ids that are no integers from 0 to rows - 1.
         """
+        if self.axes is None:
+            return self.stored(ids, width=width)
+        return self.stored(ids, width=len(self.axes)) @ self.axes[:, :width]
+
+    def stored(self, ids: ArrayLike, *, width: int | None = None) -> NDArray[np.float32]:
+        """As ``read``, but what blocks hold: of a table with axes, coordinates."""
         wanted: NDArray[Any] = np.asarray(ids)
         columns = self.embedding_dim if width is None else width
         if wanted.size == 0:

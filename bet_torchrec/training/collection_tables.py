@@ -83,6 +83,8 @@ class CollectionTables(nn.Module):
         for module in self.collections.values():
             if not isinstance(module, ShardedModule):
                 yield from module.parameters()
+            elif hasattr(module, "bases"):
+                yield from module.bases.parameters()  # type: ignore[union-attr,operator]
 
     def load_full_tables(self, tables: Mapping[str, Tensor]) -> CollectionTables:
         """Fill each row with the first entries of its row in full tables; returns itself.
@@ -104,7 +106,11 @@ class CollectionTables(nn.Module):
         for name, module in self.collections.items():
             dim = _config(name, module).embedding_dim
             full = torch.randn(self._rows[name], dim, generator=generator) * std
-            module.load_full_tables({name: full})  # type: ignore[operator]
+            # Axes stay: those of noise are as good as any.
+            module.load_full_tables(  # type: ignore[operator]
+                {name: full},
+                bases=module.table_bases(),  # type: ignore[operator]
+            )
         return self
 
 
@@ -134,6 +140,6 @@ def _feature(config: EmbeddingBagConfig) -> str:
 
 
 def _width(module: nn.Module, name: str, embedding_dim: int) -> int:
-    """The widest row of a planned table; of any other its embedding_dim."""
+    """The widest read of a planned table; of any other its embedding_dim."""
     plan: Any = getattr(module, "plan", None)
-    return embedding_dim if plan is None else max(plan[name].widths)
+    return embedding_dim if plan is None else plan[name].read_width

@@ -11,15 +11,19 @@ multiplied out afterwards (``full_tables``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ..axes import Basis
+from ..axes import Basis, lookups, principal_basis
 from ..errors import InvalidInputError
+from ..planning.counts import RowCounts
+from ..planning.tables import TableSpec
+from .sized_embedding import SizedEmbedding
 
 if TYPE_CHECKING:
     from ..models.protocol import EmbeddingModule
@@ -31,23 +35,28 @@ class TurnedEmbedding(nn.Module):
     Args:
         inner: an embedding module of coordinates; trained, if it is an ``nn.Module``. No table may
             be wider in use than its axes are many.
-        bases: {table: basis}, all of one dim; tables without one are read as they are.
-        train: whether the axes are trained with the rows, and so are parameters, or stay fixed.
+        bases: {table: basis}; tables without one are read as they are.
+        train: whether the axes are trained with the rows, and so are parameters, or stay fixed; or
+            the names of the tables whose axes are.
 
-    width: the bases' dim, whatever the inner module's is.
+    width: the largest dim of the bases, or the inner module's width where a table is read as it is
+        and that is larger; narrower rows are zero-padded.
     """
 
     def __init__(
-        self, inner: EmbeddingModule, bases: Mapping[str, Basis], *, train: bool = False
+        self,
+        inner: EmbeddingModule,
+        bases: Mapping[str, Basis],
+        *,
+        train: bool | Collection[str] = False,
     ) -> None:
         super().__init__()
-        dims = {basis.dim for basis in bases.values()}
-        if len(dims) != 1:
-            raise InvalidInputError(f"expected bases of one common dim, got {sorted(dims)}")
-        self.inner, self.width = inner, dims.pop()
+        self.inner = inner
         self._names = tuple(bases)
-        for number, basis in enumerate(bases.values()):
-            if train:
+        plain = set(getattr(inner, "names", ())) - set(bases)
+        self.width = max([basis.dim for basis in bases.values()] + [inner.width] * bool(plain))
+        for number, (name, basis) in enumerate(bases.items()):
+            if train if isinstance(train, bool) else name in train:
                 self.register_parameter(f"axes_{number}", nn.Parameter(basis.axes.clone()))
             else:
                 self.register_buffer(f"axes_{number}", basis.axes.clone())
@@ -63,9 +72,17 @@ class TurnedEmbedding(nn.Module):
         """The axes as they are now."""
         return {name: Basis(_there(self.axes(name))) for name in self._names}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tables."""
+        inner: Any = self.inner
+        return tuple(inner.names)
+
     def num_weights(self) -> int:
-        """Entries of all axes: what a plan in parameters counts beside the inner module's."""
-        return sum(_there(self.axes(name)).numel() for name in self._names)
+        """Entries of all tables and axes: what a plan in parameters counts."""
+        inner: Any = self.inner
+        axes = sum(_there(self.axes(name)).numel() for name in self._names)
+        return int(inner.num_weights()) + axes
 
     def table(self, name: str) -> Tensor:
         return self._turned(name, self.inner.table(name))
@@ -75,22 +92,65 @@ class TurnedEmbedding(nn.Module):
 
     @torch.no_grad()
     def full_tables(self, width: int | None = None) -> dict[str, Tensor]:
-        """Copies of the bases' tables as they read, zero-padded to ``width`` columns if given."""
+        """Copies of the tables as they read, zero-padded to ``width`` columns if given."""
         missing = 0 if width is None else width - self.width
         if missing < 0:
             raise InvalidInputError(f"width should be at least {self.width}, got {width}")
-        return {name: F.pad(self.table(name), (0, missing)).clone() for name in self._names}
+        names = getattr(self.inner, "names", self._names)
+        return {name: F.pad(self.table(name), (0, missing)).clone() for name in names}
+
+    def draw(self, std: float, generator: torch.Generator | None = None) -> TurnedEmbedding:
+        """Draw every coordinate from N(0, std^2), the axes stay; returns itself."""
+        inner: Any = self.inner
+        inner.draw(std, generator)
+        return self
+
+    @torch.no_grad()
+    def load_prefix(
+        self, tables: Mapping[str, Tensor], counts: Mapping[str, RowCounts] | None = None
+    ) -> TurnedEmbedding:
+        """Fill from full tables (rows, d): principal axes, and each row's first coordinates.
+
+        counts: that the axes are weighted by; all rows alike without.
+        """
+        inner: Any = self.inner
+        stored = dict(tables)
+        for name in self._names:
+            axes = _there(self.axes(name))
+            rows = tables[name][:, : axes.shape[1]]
+            weights = lookups(None if counts is None else counts[name])
+            basis = principal_basis(rows, weights, width=len(axes))
+            axes.copy_(basis.axes)
+            stored[name] = basis.coordinates(rows)
+        inner.load_prefix(stored)
+        return self
+
+    @torch.no_grad()
+    def quantised(self, precisions: Mapping[str, ArrayLike | str]) -> TurnedEmbedding:
+        """As it reads after row-wise quantisation of what is stored, the axes in fp32."""
+        inner: Any = self.inner
+        return TurnedEmbedding(inner.quantised(precisions), self.bases())
 
     def _turned(self, name: str, coordinates: Tensor) -> Tensor:
-        axes = self.axes(name)
-        if axes is None:
-            missing = self.width - coordinates.shape[-1]
-            return F.pad(coordinates, (0, missing)) if missing else coordinates
-        shared = min(len(axes), coordinates.shape[-1])  # columns beyond the axes are zeros
-        return coordinates[..., :shared] @ axes[:shared]
+        axes, rows = self.axes(name), coordinates
+        if axes is not None:
+            shared = min(len(axes), coordinates.shape[-1])  # columns beyond the axes are zeros
+            rows = coordinates[..., :shared] @ axes[:shared]
+        missing = self.width - rows.shape[-1]
+        return F.pad(rows, (0, missing)) if missing else rows
 
     def extra_repr(self) -> str:
         return f"axes of {', '.join(self._names)}, width {self.width}"
+
+
+def planned_embedding(plan: Any, tables: Sequence[TableSpec]) -> SizedEmbedding | TurnedEmbedding:
+    """Empty tables of a plan's sizes; those with a basis as coordinates, in unit axes."""
+    inner = SizedEmbedding({table.name: plan.sizes(table.name) for table in tables})
+    based = [table for table in getattr(plan, "tables", ()) if table.axes]
+    if not based:
+        return inner
+    axes = {table.name: Basis(torch.eye(table.axes, table.embedding_dim)) for table in based}
+    return TurnedEmbedding(inner, axes, train={t.name for t in based if t.basis == "trained"})
 
 
 def orthonormal_basis(width: int, dim: int, generator: torch.Generator | None = None) -> Basis:

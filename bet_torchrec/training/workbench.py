@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -30,15 +31,18 @@ from .fit import DivergedError, fit
 from .kept import KeptModels, content
 from .optimizers import MakeOptimizer, adam
 from .probe import ProbeCheck
-from .recipes import default_recipe
+from .recipes import default_recipe, rounding_epochs
+from .rounding import RoundedRows
 from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding
 from .trained import Precisions, Trained, as_served, precisions_of
+from .turned_embedding import TurnedEmbedding, planned_embedding
 
 if TYPE_CHECKING:
     from ..models.protocol import EmbeddingModule
 
 WarmStart = Literal["rotated", "prefix"]
+Form = Callable[[], "SizedEmbedding | TurnedEmbedding"]  # empty tables
 
 
 class Sizes(Protocol):
@@ -70,6 +74,13 @@ class TrainingWorkbench:
     pretraining: of the full tables' training; ``training`` unless given.
     continuing: of a full training that starts from the full tables' rows; ``training`` at the
         probe's learning rate unless given.
+    probe_share: of the epochs that the full model took, those of a probe, where that is more than
+        ``fine_tuning.max_epochs``. foresight: how much of what a probe's second half gained is
+        added to its quality, because wide rows are still learning when narrow ones are done. Both
+        as ``recipes.clicks`` has them unless a fine_tuning is given.
+    rounding: a full training's last epochs of a plan with precisions below fp32: with rows read as
+        these round them, and kept where that is better on validation. The recipe's unless given,
+        which is none.
     warm_start: rows are cut as they are ("prefix"), or after turning the tables to their principal
         axes where the model allows it ("rotated").
     check: when a probe with a floor is given up; None never does.
@@ -77,8 +88,8 @@ class TrainingWorkbench:
     its own. On several ranks (``task.team``) all make the same calls in the same order and get the
     same results; tables and optimizer state are whole on every rank, run_dir is one that all read.
 
-    A plan with precisions below fp32 trains in fp32 and is evaluated on its rows as quantisation
-    leaves them.
+    A plan with precisions below fp32 trains in fp32 (but for ``rounding``) and is evaluated on its
+    rows as quantisation leaves them.
     """
 
     def __init__(
@@ -89,6 +100,9 @@ class TrainingWorkbench:
         fine_tuning: TrainSettings | None = None,
         pretraining: TrainSettings | None = None,
         continuing: TrainSettings | None = None,
+        probe_share: float | None = None,
+        foresight: float | None = None,
+        rounding: TrainSettings | None = None,
         warm_start: WarmStart = "rotated",
         check: ProbeCheck | None = None,
         run_dir: str | Path | None = None,
@@ -100,14 +114,24 @@ class TrainingWorkbench:
             raise InvalidInputError(
                 f"warm_start should be 'rotated' or 'prefix', got {warm_start!r}"
             )
+        for what, share in (("probe_share", probe_share), ("foresight", foresight)):
+            if share is not None and not 0 <= share <= 1:
+                raise InvalidInputError(f"{what} should be from 0 to 1, got {share!r}")
         self.task = task
         recipe = default_recipe(task)
         self.training = training or recipe.training
         self.pretraining = pretraining or self.training
+        own = fine_tuning is not None
         self.fine_tuning = fine_tuning or recipe.fine_tuning
+        if probe_share is None:
+            probe_share = 0.0 if own else recipe.probe_share
+        if foresight is None:
+            foresight = 0.0 if own else recipe.foresight
+        self.probe_share, self.foresight = probe_share, foresight
         self.continuing = continuing or dataclasses.replace(
             self.training, lr=min(self.training.lr, self.fine_tuning.lr)
         )
+        self.rounding = rounding or recipe.rounding
         self.warm_start = warm_start
         self.check = check
         self.run_dir = None if run_dir is None else Path(run_dir)
@@ -129,11 +153,15 @@ class TrainingWorkbench:
 
     def identity(self) -> dict[str, Any]:
         """Everything that a quality depends on."""
-        settings = ("pretraining", "training", "continuing", "fine_tuning", "check")
+        settings = ["pretraining", "training", "continuing", "fine_tuning", "check"]
+        if self.rounding is not None:
+            settings.append("rounding")
         return {
             "task": dict(self.task.identity()),
             "seed": self.seed,
             "warm_start": self.warm_start,
+            "probe_share": self.probe_share,
+            "foresight": self.foresight,
             "adopted": self._adopted,
             **{name: _asdict(getattr(self, name)) for name in settings},
         }
@@ -149,7 +177,8 @@ class TrainingWorkbench:
     @cached_property
     def _full(self) -> Trained:
         sizes = {t.name: np.full(t.num_embeddings, t.embedding_dim, np.int32) for t in self.tables}
-        trained = self._train_or_load("full", sizes, self.pretraining, self.seed, None)
+        form = partial(SizedEmbedding, sizes)
+        trained = self._train_or_load("full", form, self.pretraining, self.seed, None)
         if not trained.outcome.ok:
             raise DivergedError(
                 f"the full model diverged after {trained.outcome.steps} steps: lower lr (now "
@@ -181,10 +210,10 @@ class TrainingWorkbench:
         )
         return self.full()
 
-    def build(self, plan: Sizes, *, seed: int | None = None) -> SizedEmbedding:
+    def build(self, plan: Sizes, *, seed: int | None = None) -> SizedEmbedding | TurnedEmbedding:
         """A plan's tables, freshly drawn with the training's init_std."""
-        sizes = {table.name: plan.sizes(table.name) for table in self.tables}
-        return self._drawn(sizes, self.training, self.seed if seed is None else seed)
+        form = partial(planned_embedding, plan, self.tables)
+        return self._drawn(form, self.training, self.seed if seed is None else seed)
 
     def at_rate(self, lr: float) -> TrainingWorkbench:
         """The same, full model and all, with another learning rate in full trainings."""
@@ -255,21 +284,31 @@ class TrainingWorkbench:
             task=self.task, model=model, embedding=module, outcome=outcome, precisions=precisions
         )
 
+    def probe_epochs(self) -> int:
+        """Of a probe: its settings', or as large a share of the full model's as is asked for."""
+        share = self.probe_share and self.probe_share * self.full().outcome.epochs
+        return max(self.fine_tuning.max_epochs, math.ceil(share))
+
     def fine_tune(
         self, plan: Sizes, *, epochs: int | None = None, floor: float | None = None
     ) -> Outcome:
-        """What ``fine_tuned`` comes to."""
-        return self.fine_tuned(plan, epochs=epochs, floor=floor).outcome
+        """What ``fine_tuned`` comes to, or with ``foresight`` what it would."""
+        outcome = self.fine_tuned(plan, epochs=epochs, floor=floor).outcome
+        if not (self.foresight and outcome.ok and len(outcome.history) > 1):
+            return outcome
+        (_, half), (_, end) = outcome.history
+        foreseen = outcome.quality + self.foresight * max(end - half, 0.0)
+        return dataclasses.replace(outcome, quality=foreseen)
 
     def fine_tuned(
         self, plan: Sizes, *, epochs: int | None = None, floor: float | None = None
     ) -> Trained:
         """A plan's model after a brief training from the full tables' rows, cut.
 
-        epochs: instead of ``fine_tuning.max_epochs``; 0 evaluates the bare cut rows.
+        epochs: instead of ``probe_epochs()``; 0 evaluates the bare cut rows.
         floor: with a ``check``, a probe that looks hopeless against it ends as "pruned".
         """
-        epochs = self.fine_tuning.max_epochs if epochs is None else epochs
+        epochs = self.probe_epochs() if epochs is None else epochs
         warm, embedding, precisions = self._cut(plan)
         if epochs == 0:
             found = self.task.validate(warm.model, as_served(embedding, precisions))
@@ -283,14 +322,38 @@ class TrainingWorkbench:
                 outcome=outcome,
                 precisions=precisions,
             )
+        settings = dataclasses.replace(self.fine_tuning, max_epochs=epochs)
+        if self.foresight:
+            half = max(1, math.ceil(epochs * self.task.steps_per_epoch / 2))
+            settings = dataclasses.replace(settings, validate_every=half, patience=2)
         return self.fit(
             embedding,
-            settings=dataclasses.replace(self.fine_tuning, max_epochs=epochs),
+            settings=settings,
             warm=warm,
             seed=self.seed + 1,
             floor=floor,
             precisions=precisions,
         )
+
+    def rounded(self, trained: Trained, settings: TrainSettings | None = None) -> Trained:
+        """A sized model trained on with its rows read as its precisions round them, in place.
+
+        settings: ``rounding`` unless given, or ``rounding_epochs`` of ``training``. What was there
+        stays where validation likes it better.
+        """
+        if trained.precisions is None or not trained.outcome.ok:
+            return trained
+        settings = settings or self.rounding
+        if settings is None:
+            settings = rounding_epochs(self.training, self.task.steps_per_epoch)
+        rows: SizedEmbedding = trained.embedding
+        kept = {name: value.clone() for name, value in rows.state_dict().items()}
+        module = RoundedRows(rows, trained.precisions).to(self.device)
+        found = self.fit(module, settings=settings, warm=trained, seed=self.seed + 1)
+        if found.outcome.ok and found.quality > trained.quality:
+            return dataclasses.replace(trained, model=found.model, outcome=found.outcome)
+        rows.load_state_dict(kept)
+        return trained
 
     def train(
         self,
@@ -324,16 +387,25 @@ class TrainingWorkbench:
             return self._train_built(plan, seed, warm=start == "full")
         sizes = {table.name: plan.sizes(table.name) for table in self.tables}
         precisions = precisions_of(plan)
-        what = content(sizes, precisions)
+        based = {t.name: str(t.basis) for t in getattr(plan, "tables", ()) if t.axes}
+        what = content(sizes, precisions) + (content(based, None) if based else "")
+        form = partial(planned_embedding, plan, self.tables)
         if start == "scratch":
-            return self._train_or_load(what, sizes, self.training, seed, precisions)
-        return self._train_or_load(what, sizes, self.continuing, seed, precisions, plan=plan)
+            return self._train_or_load(what, form, self.training, seed, precisions)
+        return self._train_or_load(what, form, self.continuing, seed, precisions, plan=plan)
 
-    def _cut(self, plan: Sizes) -> tuple[Trained, SizedEmbedding, Precisions | None]:
+    def _cut(
+        self, plan: Sizes
+    ) -> tuple[Trained, SizedEmbedding | TurnedEmbedding, Precisions | None]:
         """The full model, turned where that is asked for, and a plan's tables cut from its rows."""
         warm, tables = self._warm
-        sizes = {table.name: plan.sizes(table.name) for table in self.tables}
-        embedding = SizedEmbedding(sizes).to(self.device).load_prefix(tables)
+        embedding = planned_embedding(plan, self.tables).to(self.device)
+        if isinstance(embedding, TurnedEmbedding):
+            embedding.load_prefix(tables, self.task.counts())
+            with torch.no_grad():  # as of the tables: other hardware's axes may have other signs
+                self.task.team.share(list(embedding.state_dict().values()))
+        else:
+            embedding.load_prefix(tables)
         return warm, embedding, precisions_of(plan)
 
     @cached_property
@@ -353,10 +425,10 @@ class TrainingWorkbench:
             self.task.team.share([*tables.values(), *model.state_dict().values()])
 
     def _drawn(
-        self, sizes: Mapping[str, NDArray[np.int32]], settings: TrainSettings, seed: int
-    ) -> SizedEmbedding:
+        self, form: Form, settings: TrainSettings, seed: int
+    ) -> SizedEmbedding | TurnedEmbedding:
         generator = torch.Generator().manual_seed(seed)
-        return SizedEmbedding(sizes).draw(settings.init_std, generator).to(self.device)
+        return form().draw(settings.init_std, generator).to(self.device)
 
     def _watch(
         self,
@@ -379,29 +451,34 @@ class TrainingWorkbench:
     def _train_or_load(
         self,
         what: str,
-        sizes: Mapping[str, NDArray[np.int32]],
+        form: Form,
         settings: TrainSettings,
         seed: int,
         precisions: Precisions | None,
         plan: Sizes | None = None,
     ) -> Trained:
-        """plan: of rows to be cut from the full model; None draws them."""
-        start = {} if plan is None else {"start": "full", "from": self._full_facts()}
+        """form: empty tables. plan: of rows to be cut from the full model; None draws them."""
+        start: dict[str, Any] = {}
+        if plan is not None:
+            start = {"start": "full", "from": self._full_facts()}
+        rounding = None if precisions is None else self.rounding
+        if rounding is not None:
+            start["rounding"] = dataclasses.asdict(rounding)
         facts = {**self._facts(what, settings, seed), **start}
 
         def load(path: Path) -> Trained:
             model = self.task.new_model(seed)
-            embedding = SizedEmbedding(sizes).to(self.device)
+            embedding = form().to(self.device)
             return Trained.load(
                 path, self.task, model, embedding, precisions=precisions, facts=facts
             )
 
         def train(*, checkpoint: Checkpointer | None, log: Path | None) -> Trained:
-            warm, embedding = None, self._drawn(sizes, settings, seed) if plan is None else None
+            warm, embedding = None, self._drawn(form, settings, seed) if plan is None else None
             if plan is not None:
                 warm, embedding, _ = self._cut(plan)
             assert embedding is not None
-            return self.fit(
+            trained = self.fit(
                 embedding,
                 settings=settings,
                 warm=warm,
@@ -411,6 +488,7 @@ class TrainingWorkbench:
                 log=log,
                 facts={"what": what, **start},
             )
+            return trained if rounding is None else self.rounded(trained, rounding)
 
         return self._kept.get(facts, load, train)
 

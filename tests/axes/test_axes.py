@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 
 from bet_torchrec.axes import (
     Basis,
-    BasisFileError,
     Moments,
-    load_bases,
+    lookups,
     principal_basis,
     row_blocks,
-    save_bases,
     turn_in_place,
 )
 from bet_torchrec.errors import InvalidInputError
+from bet_torchrec.planning.counts import RowCounts
 
 ROWS, DIM = 300, 12
 
@@ -154,30 +153,13 @@ def test_axes_that_are_not_orthonormal():
     assert torch.allclose(basis.gradient(gradient), coordinates.grad, atol=1e-5)
 
 
-def test_saved_and_loaded(tmp_path: Path):
-    bases = {
-        "item/x": principal_basis(table(), counts(), width=5),
-        "user": Basis(torch.randn(2, 3)),
-        **{f"t{i}": Basis(torch.full((1, 2), float(i))) for i in range(12)},
-    }
-    path = save_bases(bases, tmp_path / "bases.safetensors")
-    found = load_bases(path)
-    assert list(found) == list(bases)
-    for name, basis in bases.items():
-        assert torch.equal(found[name].axes, basis.axes)
-        assert (found[name].energy is None) == (basis.energy is None)
-    assert torch.equal(found["item/x"].energy, bases["item/x"].energy)
-    assert found["item/x"].nbytes == 5 * DIM * 4
-    whole = path.read_bytes()
-    for place in range(0, len(whole), max(1, len(whole) // 60)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(BasisFileError):
-            load_bases(path)
-    path.write_bytes(whole[:-3])
-    with pytest.raises(BasisFileError, match="header says"):
-        load_bases(path)
-    with pytest.raises(FileNotFoundError):
-        load_bases(tmp_path / "none")
+def test_counts_of_any_kind():
+    plain = np.array([3, 0, 7, 1])
+    for counted in (plain, plain[::-1][::-1], torch.from_numpy(plain), RowCounts.from_rows(plain)):
+        found = lookups(counted)
+        assert found is not None
+        assert found.tolist() == [3, 0, 7, 1]
+    assert lookups(None) is lookups(np.zeros(4)) is None  # nobody has looked anything up
 
 
 def test_errors_say_what_came():

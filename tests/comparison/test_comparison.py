@@ -35,7 +35,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
         task = ClickTask(split, "fm", embedding_dim=cell.dim, batch_size=256, device=device)
         recipe = clicks(5e-3)
         training = dataclasses.replace(recipe.training, max_epochs=3)
-        return Entry(task, training, recipe.fine_tuning, (5e-3,), {"name": cell.data})
+        return Entry(task, training, recipe.fine_tuning, 0.3, (5e-3,), {"name": cell.data})
 
     monkeypatch.setattr(running, "make_entry", entry)
     return asked

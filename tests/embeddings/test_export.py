@@ -29,7 +29,7 @@ from serving_cases import (
     trained,
 )
 
-from bet_torchrec import Budget
+from bet_torchrec import Budget, SizePlan
 from bet_torchrec.embeddings import (
     BudgetedEmbeddingBagCollection,
     QuantizedBudgetedEmbeddingBagCollection,
@@ -79,6 +79,14 @@ def test_saved_and_loaded_bit_by_bit(tmp_path: Path, precision: str, layout: Any
     for name, again in load_numpy(loaded.save(tmp_path / "again.safetensors")).items():
         assert name == "plan" or np.array_equal(again, arrays[name])
     assert_rows(read_all(path), rows_of(quantised))
+
+
+def test_a_table_of_one_width_is_read_back(tmp_path: Path):
+    # It has one block, under the table's own name.
+    sizes = {table.name: np.full(table.num_embeddings, 6) for table in TABLES}
+    plan = SizePlan.from_sizes(TABLES, sizes, budget=inference("int8"))
+    served = quantize(trained(plan))
+    assert_rows(rows_of(load(served.save(tmp_path / "a"))), rows_of(served))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -184,8 +192,8 @@ def test_foreign_and_newer_files_are_refused(tmp_path: Path):
     with pytest.raises(TableFileError, match="something else"):
         read_tables(tmp_path / "other")
     path = quantised.save(tmp_path / "tables")
-    path.write_bytes(path.read_bytes().replace(b'"version": "1"', b'"version": "2"'))
-    with pytest.raises(TableFileError, match="version 1 or older, got '2'; upgrade"):
+    path.write_bytes(path.read_bytes().replace(b'"version": "1"', b'"version": "3"'))
+    with pytest.raises(TableFileError, match="version 2 or older, got '3'; upgrade"):
         load(path)
 
 

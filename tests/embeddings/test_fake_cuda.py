@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from bases_cases import KINDS, with_bases
 from masked_cases import ROWS, SIZES, config, plan_of, table_configs
 from torch import nn
 from torch._subclasses.fake_tensor import (
@@ -174,6 +175,17 @@ def test_a_whole_unsharded_step_mixes_no_devices(layout, fake):
     )
     out = module(batch(weighted=False)).values()
     assert (out.device.type, out.shape) == ("cuda", (BATCH, module.merger.width))
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_turning_coordinates_stays_on_the_device(kinds, fake):
+    plan = with_bases(kinds, plan_of(TABLES, SIZES))
+    module = BudgetedEmbeddingBagCollection(TABLES, plan, device="cuda")
+    out = module(batch(weighted=False)).values()
+    assert (out.device.type, out.shape) == ("cuda", (BATCH, 48))
+    with OnHost() as seen:
+        module.bases(torch.zeros(BATCH, module.merger.width, device="cuda"))
+    assert not seen.found
 
 
 class Looked(nn.Module):

@@ -21,11 +21,17 @@ def row_counts(draw, rows):
     return RowCounts.from_rows(np.sort(counts)[::-1] if draw(st.booleans()) else counts)
 
 
+BASES = st.sampled_from([None, "fixed", "trained"])
+NO_BASES = st.none()
+
+
 @st.composite
-def table_lists(draw, most_rows=300):
+def table_lists(draw, most_rows=300, bases=NO_BASES):
     count = draw(st.integers(1, 4))
     return tuple(
-        TableSpec(f"table_{i}", draw(st.integers(1, most_rows)), draw(st.integers(1, 40)))
+        TableSpec(
+            f"table_{i}", draw(st.integers(1, most_rows)), draw(st.integers(1, 40)), draw(bases)
+        )
         for i in range(count)
     )
 
@@ -78,6 +84,7 @@ def plans(draw):
                 buckets,
                 counts.order,
                 counts.fingerprint(),
+                draw(BASES),
             )
         )
     slack = draw(st.sampled_from([0, 0, 1, 100]))

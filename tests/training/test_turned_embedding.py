@@ -90,13 +90,23 @@ def test_a_table_without_axes_is_read_as_it_is():
     module = TurnedEmbedding(inner, {"user": Basis(torch.tensor([[1.0, 2, 3], [4, 5, 6]]))})
     assert module.table("user")[0].tolist() == [5, 7, 9]
     assert module.lookup("item", torch.tensor([1])).tolist() == [[1, 1, 0]]
-    assert module.num_weights() == 6
 
 
-def test_bases_of_several_dims_are_an_error():
-    inner = TensorTables({"user": torch.ones(4, 2)})
-    with pytest.raises(InvalidInputError, match="one common dim"):
-        TurnedEmbedding(inner, {"user": Basis(torch.eye(2)), "item": Basis(torch.eye(3))})
+def test_narrower_tables_are_padded_to_the_widest():
+    inner = SizedEmbedding({"user": np.full(4, 2), "item": np.array([1, 3, 0]), "tag": [1, 1]})
+    for values in inner.values.values():
+        torch.nn.init.ones_(values)
+    bases = {"user": Basis(torch.ones(2, 5)), "item": Basis(torch.ones(3, 4))}
+    module = TurnedEmbedding(inner, bases, train=["item"])
+    assert module.width == 5
+    assert module.table("user")[0].tolist() == [2] * 5
+    assert module.table("item")[1].tolist() == [3, 3, 3, 3, 0]
+    assert module.table("tag")[0].tolist() == [1, 0, 0, 0, 0]
+    assert module.num_weights() == (8 + 4 + 2) + (10 + 12)
+    assert [n for n, _ in module.named_parameters() if n.startswith("axes")] == ["axes_1"]
+    assert set(module.full_tables()) == {"user", "item", "tag"}
+    with pytest.raises(InvalidInputError, match="at least 5, got 4"):
+        module.full_tables(4)
 
 
 @pytest.mark.parametrize(("width", "dim"), [(2, 5), (5, 5), (8, 5)])

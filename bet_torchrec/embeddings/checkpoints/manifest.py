@@ -212,6 +212,7 @@ def _plan_differences(saved: TablePlan, own: TablePlan) -> Iterator[str]:
         ("rows", saved.rows, own.rows),
         ("embedding_dim", saved.embedding_dim, own.embedding_dim),
         ("rows by width", _rows_by_width(saved), _rows_by_width(own)),
+        ("basis", saved.basis, own.basis),
     ):
         if theirs != ours:
             yield f"{what} {theirs} in the checkpoint, {ours} in the model"

@@ -22,7 +22,6 @@ from ..layout import Block
 from ..module import BudgetedEmbeddingBagCollection
 from ..native.batch import Batch, batch_of
 from ..native.calls import IdFault
-from ..native.tables import laid
 from .optimizer import RULES, FusedStep, Rule, new_state
 
 
@@ -35,8 +34,9 @@ class FusedBudgetedEmbeddingBagCollection(nn.Module, FusedOptimizerModule):
         lr: learning rate, which may be set anew between steps. eps: Adagrad's.
 
     Same input and output as the module. Gradients reach nothing else, and no optimizer step is
-    needed; forward passes without gradients change nothing. Bag weights get no gradient. Several
-    threads may train at once: their updates take turns.
+    needed, but for bases that train: an optimizer of torch's over ``module.bases.parameters()``
+    steps these. Forward passes without gradients change nothing. Bag weights get no gradient.
+    Several threads may train at once: their updates take turns.
 
     Weights are the module's at each call, so it may be copied, pickled, loaded or quantised like
     any other. The optimizer's state is in buffers, which follow the weights, and belongs to
@@ -69,17 +69,6 @@ class FusedBudgetedEmbeddingBagCollection(nn.Module, FusedOptimizerModule):
         self.module = module
         self.optimizer: Rule = optimizer
         weights = self._weights()
-        self._laid = laid(
-            module.router.slots,
-            {table.name: module.plan[table.name] for table in module.tables},
-            module.blocks,
-            {
-                block.name: 4 * weight.shape[1]
-                for block, weight in zip(self._blocks(), weights, strict=True)
-            },
-            {block.name: "fp32" for block in self._blocks()},
-            module.router.map_starts,
-        )
         self.states = nn.Module()
         for block, weight in zip(self._blocks(), weights, strict=True):
             if (state := new_state(optimizer, weight)) is not None:
@@ -102,7 +91,7 @@ class FusedBudgetedEmbeddingBagCollection(nn.Module, FusedOptimizerModule):
         except IdFault:
             router.report(features)
             raise
-        return self.module.merger.output(values)
+        return self.module.rows(self.module.merger.output(values))
 
     @property
     def fused_optimizer(self) -> FusedStep:
@@ -166,7 +155,9 @@ class FusedBudgetedEmbeddingBagCollection(nn.Module, FusedOptimizerModule):
         return found
 
     def _named_weights(self) -> dict[str, Tensor]:
-        return dict(self.named_parameters())
+        """The blocks' alone: bases that train are an optimizer of torch's."""
+        own = {id(self.module.weight(block)) for block in self._blocks()}
+        return {name: weight for name, weight in self.named_parameters() if id(weight) in own}
 
     def _bind(self) -> None:
         """Hand the module's present tensors to its optimizer."""
@@ -224,7 +215,7 @@ class _Step(torch.autograd.Function):
 
 
 def _tables(fused: FusedBudgetedEmbeddingBagCollection) -> tuple[Tensor | None, ...]:
-    own = fused._laid
+    own = fused.module.router.laid
     return own.slots, own.tables, own.blocks, fused.module.router.map
 
 

@@ -7,13 +7,16 @@ no rank ever holds a full table that it did not hold before.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, overload
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from ...axes import lookups, principal_basis
 from ...errors import InvalidInputError
 from ...planning.plan import SizePlan
 from ...team import Team, team
@@ -22,6 +25,7 @@ from ..module import BudgetedEmbeddingBagCollection
 from ..optimizer_state import Optimizers, OptimizerStates, Role
 from ..parts import Collection
 from ..sequence.module import BudgetedEmbeddingCollection
+from .axes import carry_axes, put_alike, turns
 from .rows import TableRows, collection_of, spread_over
 
 Target = TypeVar("Target", bound=nn.Module)
@@ -35,6 +39,8 @@ def migrate(
     layout: Layout | None = None,
     row_order: RowOrder | None = None,
     rest: Literal["initial", "zeros"] = "initial",
+    axes: Literal["kept", "principal"] = "kept",
+    counts: Mapping[str, Any] | None = None,
 ) -> BudgetedEmbeddingBagCollection | BudgetedEmbeddingCollection: ...
 
 
@@ -46,6 +52,8 @@ def migrate(
     optimizer: Optimizers = None,
     target_optimizer: Optimizers = None,
     rest: Literal["initial", "zeros"] = "initial",
+    axes: Literal["kept", "principal"] = "kept",
+    counts: Mapping[str, Any] | None = None,
     chunk_rows: int = 65536,
     process_group: dist.ProcessGroup | None = None,
 ) -> Target: ...
@@ -61,6 +69,8 @@ def migrate(
     optimizer: Optimizers = None,
     target_optimizer: Optimizers = None,
     rest: Literal["initial", "zeros"] = "initial",
+    axes: Literal["kept", "principal"] = "kept",
+    counts: Mapping[str, Any] | None = None,
     chunk_rows: int = 65536,
     process_group: dist.ProcessGroup | None = None,
 ) -> Any:
@@ -70,6 +80,11 @@ def migrate(
     shrinks is cut. Values are copied, never computed with; only a value a row (row-wise Adagrad's
     mean of squares) that several columns' parts share is copied to each of them when the target
     cuts the columns finer, and the mean by width where it joins them.
+
+    Coordinates travel as they are between two plans with a basis of a table: its axes come along,
+    and a target with more gets others, orthonormal to them. Where only one side has a basis, or new
+    axes are asked for, rows are turned: every entry of a kept row is then known, and the state of
+    the table's optimizer, which is of other entries, starts anew.
 
     Args:
         source: an EmbeddingBagCollection or EmbeddingCollection (full tables) or a budgeted one,
@@ -84,6 +99,9 @@ def migrate(
             more with its optimizer.
         rest: "initial" leaves what the source has no value for; "zeros" makes it read as the
             source does, which full tables made from a plan may want.
+        axes: of tables that have a basis on both sides: the source's, or the principal ones of its
+            rows anew ("principal"), as a table that had none gets them. counts: {table: one number
+            a row, or RowCounts} that these are weighted by; all rows alike unless given.
         chunk_rows: that travel at once; memory is this many full rows.
         process_group: that sharded collections are spread over; theirs unless given.
 
@@ -95,10 +113,10 @@ def migrate(
         target = _collection(source, target, layout, row_order)
     elif layout is not None or row_order is not None:
         raise InvalidInputError("layout and row_order go with a plan as target, got a collection")
-    if chunk_rows < 1 or rest not in ("initial", "zeros"):
+    if chunk_rows < 1 or rest not in ("initial", "zeros") or axes not in ("kept", "principal"):
         raise InvalidInputError(
-            "chunk_rows should be 1 or more and rest 'initial' or 'zeros', got "
-            f"{chunk_rows} and {rest!r}"
+            "chunk_rows should be 1 or more, rest 'initial' or 'zeros' and axes 'kept' or "
+            f"'principal', got {chunk_rows}, {rest!r} and {axes!r}"
         )
     pg = process_group or spread_over(source, target)
     ranks = team(pg)
@@ -116,7 +134,13 @@ def migrate(
     new_states.forget_caches()
     for table in new.blocks:
         rows = TableRows(old, table, old_states), TableRows(new, table, new_states)
-        _Move(table, *rows, ranks, pg, chunk_rows).run(zeros=rest == "zeros")
+        move = _Move(table, *rows, ranks, pg, chunk_rows)
+        if turns(*rows, principal=axes == "principal"):
+            weights = None if counts is None else counts.get(table)
+            move.turn(weights, zeros=rest == "zeros")
+        else:
+            carry_axes(*rows, ranks)
+            move.run(zeros=rest == "zeros")
     return target
 
 
@@ -164,17 +188,53 @@ class _Move:
                 if lot.held is not None:
                     lot.held.set_single(state, value)
 
-    def _carry(self, state: str | None, *, zeros: bool) -> None:
-        old, new = self._old.plan, self._new.plan
-        width = max(new.widths) if zeros else min(max(old.widths), max(new.widths))
+    def turn(self, counts: Any, *, zeros: bool) -> None:
+        """Weights alone, as rows: into a basis of the target's own, or out of the source's."""
+        new = self._new.plan
+        basis = None
+        if new.axes:
+            own = lookups(counts)
+            blocks = (
+                (rows, None if own is None else own[at : at + len(rows)])
+                for at, rows in self._full_rows()
+            )
+            assert self._new.bases is not None
+            self._new.bases.put({new.name: principal_basis(blocks, width=new.axes)})
+            basis = put_alike(self._new, self._ranks)
+        for first, rows in self._full_rows():
+            values = rows if basis is None else basis.coordinates(rows)
+            values = values[:, : max(new.widths)]
+            known = self._sizes[first : first + len(rows)] > 0
+            sizes = torch.where(known | zeros, values.shape[1], 0)
+            self._new.write(values, first, None, sizes)
+        for lot in self._new.lots:
+            if lot.held is not None:
+                lot.held.prepare({})
+
+    def _full_rows(self) -> Iterator[tuple[int, Tensor]]:
+        """(first id, rows with all of the full table's columns), chunk by chunk."""
+        axes, dim = self._old.axes, self._old.plan.embedding_dim
+        width = max(self._old.plan.widths)
+        for first, chunk in self._chunks(None, width):
+            turned = None if axes is None else chunk @ axes.detach().to(chunk)
+            yield first, F.pad(chunk, (0, dim - width)) if turned is None else turned
+
+    def _chunks(self, state: str | None, width: int) -> Iterator[tuple[int, Tensor]]:
+        """(first id, the first columns of what is stored of some rows), on every rank."""
         counts_here = not self._travels or self._ranks.rank == 0
-        for first in range(0, old.rows, self._chunk_rows):
-            rows = min(self._chunk_rows, old.rows - first)
+        for first in range(0, self._old.plan.rows, self._chunk_rows):
+            rows = min(self._chunk_rows, self._old.plan.rows - first)
             chunk = torch.zeros(rows, width, device=self._device())
             self._old.read(chunk, first, state, replicas=counts_here)
             if self._travels:
                 dist.all_reduce(chunk, group=self._pg)  # each entry has one owner
-            sizes = self._sizes[first : first + rows]
+            yield first, chunk
+
+    def _carry(self, state: str | None, *, zeros: bool) -> None:
+        old, new = self._old.plan, self._new.plan
+        width = max(new.widths) if zeros else min(max(old.widths), max(new.widths))
+        for first, chunk in self._chunks(state, width):
+            sizes = self._sizes[first : first + len(chunk)]
             if zeros:
                 sizes = torch.full_like(sizes, width)
             self._new.write(chunk, first, state, sizes)

@@ -17,6 +17,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 from ...errors import InvalidInputError
 from ...planning.table_plan import Bucket, TablePlan
+from ..bases import Bases
 from ..layout import Block
 from ..optimizer_state import Held, OptimizerStates, Role
 from ..parts import Collection, Part, local_parts, table_weights
@@ -49,6 +50,8 @@ class FullWidth:
             {name: TablePlan(name, n, d, (Bucket(d, n),)) for name, n, d in shapes},
             {name: (Block(name, name, 0, n, 0, d),) for name, n, d in shapes},
         )
+
+    bases = None
 
     def block_weights(self) -> dict[str, Any]:
         return table_weights(self.module, self.kind)
@@ -104,7 +107,14 @@ class TableRows:
 
     def __init__(self, collection: Any, table: str, states: OptimizerStates) -> None:
         self.plan: TablePlan = collection.plan[table]
+        self.bases: Bases | None = collection.bases
+        self.states = states
         self.lots = list(_lots(collection, table, states))
+
+    @property
+    def axes(self) -> Tensor | None:
+        """(w, d) of the table; None where it has no basis."""
+        return None if self.bases is None else self.bases.axes(self.plan.name)
 
     @property
     def roles(self) -> dict[str, Role]:

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -118,9 +118,11 @@ struct Table {
   int64_t rows, map, first_block, end_block, alone;
 };
 // Ranks [first, end), columns [column, column + width), in rows of `bytes` bytes, as `decoder` reads
-// them. The row of rank r is (r - first) * stride % rows.
+// them. The row of rank r is (r - first) * stride % rows. coded: of column codes, how many columns
+// have a grid, in numbers of `number` bytes; the grids lie behind the rows, and width is rounded up
+// to whole eights.
 struct Block {
-  int64_t first, end, stride, rows, column, width, bytes, decoder;
+  int64_t first, end, stride, rows, column, width, bytes, decoder, coded, number;
 
   bool holds(int64_t rank) const { return rank >= first && rank < end; }
   int64_t row(int64_t rank) const {
@@ -193,9 +195,8 @@ inline float half(const uint8_t* at) {
 #endif
 }
 
-// How a block's rows read: an entry of this list and a case in `add_row` make a new format, for
-// instance one with a scale and an offset a column.
-enum Decoder : int64_t { kFp32, kFp16, kInt8, kInt4, kInt2 };
+// How a block's rows read: an entry of this list and a case in `add_row` make a new format.
+enum Decoder : int64_t { kFp32, kFp16, kInt8, kInt4, kInt2, kColumns };
 
 typedef float Floats __attribute__((vector_size(32)));
 typedef uint32_t Words __attribute__((vector_size(32)));
@@ -252,6 +253,72 @@ inline void add_codes(const uint8_t* row, float c, float* to, int64_t width, int
         return scale * float((codes[j / each] >> (j % each * Bits)) & ((1 << Bits) - 1)) + bias;
       },
       [&](int64_t j) { return scale * eight_codes<Bits>(codes + j / each) + bias; });
+}
+
+// Column codes: each column in its own bits, its code in two bytes at most. Made anew for every
+// task from what is kept of a block, scale and offset (fp32 or fp16) and bits (a byte) a column, in
+// this order behind its last row; so four bytes may be read at any code.
+struct Grid {
+  std::vector<float> scale, offset;
+  std::vector<int32_t> byte;
+  std::vector<uint32_t> shift, mask;
+
+  Grid(const Block& block, const uint8_t* rows)
+      : scale(block.width), offset(block.width), byte(block.width), shift(block.width),
+        mask(block.width) {
+    const int64_t n = block.coded;
+    const uint8_t* at = rows + block.rows * block.bytes;
+    int32_t place = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      scale[j] = number(block, at + block.number * j);
+      offset[j] = number(block, at + block.number * (n + j));
+      const uint8_t bits = at[2 * block.number * n + j];
+      byte[j] = place / 8;
+      shift[j] = place % 8;
+      mask[j] = (1u << bits) - 1;
+      place += bits;
+    }
+  }
+
+  static float number(const Block& block, const uint8_t* at) {
+    if (block.number == 2) return half(at);
+    float value;
+    std::memcpy(&value, at, 4);
+    return value;
+  }
+};
+
+inline void add_columns(const Grid& grid, const uint8_t* row, float c, float* to, int64_t width,
+                        int64_t filled) {
+  const auto word = [&](int64_t j) {
+    uint32_t found;
+    std::memcpy(&found, row + grid.byte[j], 4);
+    return found;
+  };
+  add(
+      to, width, filled,
+      [&](int64_t j) {
+        const float code = float((word(j) >> grid.shift[j]) & grid.mask[j]);
+        return c * (grid.scale[j] * code + grid.offset[j]);
+      },
+      [&](int64_t j) {
+        typedef int32_t Ints __attribute__((vector_size(32)));
+        Words words, shift, mask;
+        Floats scale, offset;
+        std::memcpy(&shift, &grid.shift[j], 32);
+        std::memcpy(&mask, &grid.mask[j], 32);
+        std::memcpy(&scale, &grid.scale[j], 32);
+        std::memcpy(&offset, &grid.offset[j], 32);
+#if defined(__AVX2__)
+        const __m256i bytes =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&grid.byte[j]));
+        words = Words(_mm256_i32gather_epi32(reinterpret_cast<const int*>(row), bytes, 1));
+#else
+        for (int k = 0; k < 8; ++k) words[k] = word(j + k);
+#endif
+        const Words codes = (words >> shift) & mask;
+        return c * (scale * __builtin_convertvector(Ints(codes), Floats) + offset);
+      });
 }
 
 inline void add_row(const Block& block, const uint8_t* row, float c, float* to, int64_t filled) {

@@ -17,9 +17,11 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from ...axes import Basis
 from ...errors import InvalidInputError
 from ...planning.plan import SizePlan
 from ...serving.files import open_tables
+from ..bases import coordinate_plan
 from ..layout import Block, Layout, RowOrder
 from ..module import BudgetedEmbeddingBagCollection
 from ..native.batch import batch_of
@@ -35,7 +37,8 @@ from .saved import check_pooling, from_header, put_saved_rows, saved_precisions
 class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
     """Pooled lookups in quantised rows of a plan's sizes; for inference only.
 
-    Same input and output as ``BudgetedEmbeddingBagCollection``, fp32 values. Made by ``quantize``
+    Same input and output as ``BudgetedEmbeddingBagCollection``, fp32 values; bases stay in fp32 and
+    multiply what is pooled. Made by ``quantize``
     or ``load``; made directly, all rows are zeros.
 
     Args:
@@ -75,6 +78,7 @@ class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
         self.layout, self.row_order = layout, row_order
         self.router, self.merger = front.router, front.merger
         self.device = torch.device("cpu" if device is None else device)
+        self.bases = front.bases.on(self.device, train=False)
         self.alignment = _alignment(plan, alignment, self.device)
         self.blocks = {
             name: tuple(
@@ -113,7 +117,7 @@ class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
         rows = {block.name: self.packed_rows(block) for block in laid_out}
         self._laid = laid(
             self.router.slots,
-            {table.name: plan[table.name] for table in self.tables},
+            {table.name: coordinate_plan(plan[table.name]) for table in self.tables},
             self.blocks,
             {name: own.stride(0) for name, own in rows.items()},
             {block.name: block.precision for block in laid_out},
@@ -131,14 +135,15 @@ class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
         if isinstance(features, Proxy):
             return as_leaf(self, features)
         if self._in_one_pass(features):
-            return self.merger.output(self._lookup(features))
+            return self.bases.output(self.merger.output(self._lookup(features)))
         features = self.router.select(features)
         routed = self.router(features)
         if not self.router.keys:
             shape = (features.stride(), self.merger.width)
-            return self.merger.output(torch.zeros(shape, device=features.device()))
+            nothing = self.merger.output(torch.zeros(shape, device=features.device()))
+            return self.bases.output(nothing)
         pooled = self._cut(self.embedding_bag_collection(routed))
-        return self.merger(pooled, self.router.scale(features))
+        return self.bases.output(self.merger(pooled, self.router.scale(features)))
 
     def _in_one_pass(self, features: KeyedJaggedTensor) -> bool:
         """By our own kernel; TorchRec's serve on other devices, once sharded, or without one."""
@@ -213,6 +218,14 @@ class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
         """Whether bags have weights."""
         return self._is_weighted
 
+    def table_bases(self) -> dict[str, Basis]:
+        """{table: its axes}, of the tables that have some; fp32, as trained."""
+        return self.bases.told()
+
+    def put_bases(self, bases: Mapping[str, Basis]) -> None:
+        """Copy tables' axes in."""
+        self.bases.put(bases)
+
     def packed_rows(self, block: Block) -> Tensor:
         """The real table of a block as its bytes, uint8 (rows, bytes of an aligned row)."""
         weight: Tensor = self.embedding_bag_collection.embedding_bags[block.name].weight
@@ -225,7 +238,7 @@ class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
         return {name: torch.cat([torch.from_numpy(p) for p in own]) for name, own in pieces.items()}
 
     def allocated_bytes(self) -> dict[str, int]:
-        """{table: bytes of its rows and its id map}, as allocated, with all padding.
+        """{table: bytes of its rows, its basis and its id map}, as allocated, with all padding.
 
         Equal to the table's cost in its plan, if the budget is one of inference bytes and the
         layout, precisions and alignment are the plan's.
@@ -238,7 +251,9 @@ class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
         found = {}
         for table in self.tables:
             order = self.plan[table.name].order
+            axes = self.bases.axes(table.name)
             found[table.name] = 0 if order is None else order.nbytes
+            found[table.name] += 0 if axes is None else axes.nbytes
             for block in self.blocks[table.name]:
                 found[table.name] += size[int(rows[block.name].storage_offset())]
         return found

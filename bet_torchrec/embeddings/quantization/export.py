@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig
 
+from ...axes import Basis
 from ...errors import InvalidInputError, PlanError, PlanFileError
 from ...files.tensors import Entry, write_file
 from ...planning.plan import SizePlan
@@ -43,6 +44,8 @@ class ServingCollection(Protocol):
     @property
     def blocks(self) -> Mapping[str, tuple[Block, ...]]: ...
 
+    def table_bases(self) -> Mapping[str, Basis]: ...
+
     def packed_rows(self, block: Block) -> Tensor:
         """A block's rows, uint8 (rows, at least ``row_bytes``)."""
         ...
@@ -64,6 +67,8 @@ def export_tables(module: Trained | ServingCollection, path: str | Path) -> Path
         table = arrays[config.name]
         if table.id_map is not None:
             entries.append(_whole(f"id_map/{table.name}", "I32", table.id_map))
+        if table.axes is not None:
+            entries.append(_whole(f"axes/{table.name}", "F32", table.axes))
         told.append(_described(config, table))
     for table in arrays.values():
         entries += [_whole(f"rows/{b.name}", "U8", b.data) for b in table.blocks]
@@ -79,7 +84,7 @@ def export_tables(module: Trained | ServingCollection, path: str | Path) -> Path
     }
     metadata = {
         "format": files.FORMAT,
-        "version": str(files.VERSION),
+        "version": str(files.VERSION if any("axes" in table for table in told) else 1),
         "header": json.dumps(header, sort_keys=True),
     }
     path = Path(path)
@@ -123,7 +128,9 @@ def packed_table(module: Trained | ServingCollection, name: str) -> PackedTable:
         for block in module.blocks[name]
         for precision, data in [_rows(module, block)]
     )
-    return PackedTable(name, plan.rows, plan.embedding_dim, blocks, _id_map(plan.order))
+    basis = module.table_bases().get(name)
+    axes = None if basis is None else basis.axes.numpy()
+    return PackedTable(name, plan.rows, plan.embedding_dim, blocks, _id_map(plan.order), axes)
 
 
 def _rows(module: Trained | ServingCollection, block: Block) -> tuple[str, NDArray[np.uint8]]:
@@ -140,7 +147,8 @@ def _rows(module: Trained | ServingCollection, block: Block) -> tuple[str, NDArr
     if not hasattr(module, "packed_rows"):
         raise InvalidInputError(
             f"expected an unsharded collection, got {type(module).__name__}: gather it first, "
-            "an unsharded one of the same tables and plan, .load_full_tables(module.full_tables())"
+            "an unsharded one of the same tables and plan, .load_full_tables(module.full_tables(), "
+            "bases=module.table_bases())"
         )
     packed = module.packed_rows(block)[:, : row_bytes(block.width, block.precision)]
     return block.precision, packed.cpu().numpy()
@@ -174,6 +182,7 @@ def _described(config: BaseEmbeddingConfig, table: PackedTable) -> dict[str, Any
         "pooling": config.pooling.value if isinstance(config, EmbeddingBagConfig) else UNPOOLED,
         "id_map": table.id_map is not None,
         "blocks": blocks,
+        **({} if table.axes is None else {"axes": len(table.axes)}),
     }
 
 
@@ -199,6 +208,8 @@ def saved_plan(file: files.TableFile, source: str) -> SizePlan:
         for name, table in file.tables.items():
             told = [(b.name, b.first_rank, b.rows, b.first_column, b.width) for b in table.blocks]
             own = blocks_of(plan[name], file.header["layout"], file.header["row_order"])
+            if plan[name].axes != (0 if table.axes is None else len(table.axes)):
+                raise files.TableFileError(f"{source}: table {name!r} has not its plan's axes")
             if told != [(b.name, b.first_rank, b.rows, b.first_column, b.width) for b in own]:
                 raise files.TableFileError(f"{source}: table {name!r} is not laid out as its plan")
     except (PlanFileError, PlanError, InvalidInputError, KeyError) as error:

@@ -103,7 +103,8 @@ def quantize(
             "expected unsharded budgeted collections, got "
             + ("sharded ones" if sharded else "a model without any")
             + ": build the model unsharded, its collections by "
-            "new ones of the same tables and plan, .load_full_tables(sharded.full_tables())"
+            "new ones of the same tables and plan, .load_full_tables(sharded.full_tables(), "
+            "bases=sharded.table_bases())"
         )
     made: dict[int, nn.Module] = {}
     for own in found:
@@ -145,12 +146,13 @@ def _quantized(
     else:
         options["is_weighted"] = module.is_weighted()
         made = QuantizedBudgetedEmbeddingBagCollection(module.tables, plan, **options)
+    made.put_bases(module.table_bases())
     for name, own in made.blocks.items():
         trained = packed_table(module, name)
         for block in own:
             ids = block.ids(plan[name])
             for start in range(0, block.rows, _PIECE):
-                rows = trained.read(ids[start : start + _PIECE], width=block.columns.stop)
+                rows = trained.stored(ids[start : start + _PIECE], width=block.columns.stop)
                 values = torch.from_numpy(rows[:, block.first_column :])
                 made.put_rows(block, start, pack_rows(values, block.precision))
     return made.eval()
@@ -159,8 +161,9 @@ def _quantized(
 def _check_sizes(module: Trained, plan: SizePlan) -> None:
     for table in module.tables:
         trained, wanted = module.plan[table.name], plan[table.name]
-        if not np.array_equal(trained.sizes(), wanted.sizes()):
+        same = np.array_equal(trained.sizes(), wanted.sizes())
+        if not same or trained.axes != wanted.axes:
             raise PlanError(
-                f"table {table.name!r}: expected a plan of the trained rows' sizes, those of "
-                f"{module.plan.fingerprint()}, got {plan.fingerprint()}: migrate to it first"
+                f"table {table.name!r}: expected a plan of the trained rows' sizes and axes, those "
+                f"of {module.plan.fingerprint()}, got {plan.fingerprint()}: migrate to it first"
             )

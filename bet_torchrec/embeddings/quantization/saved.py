@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...axes import Basis
 from ...errors import InvalidInputError, PlanError
 from ...serving.files import TableFile, TableFileError
 from ..layout import Block
@@ -25,6 +26,8 @@ class Writable(Protocol):
     def blocks(self) -> dict[str, tuple[Block, ...]]: ...
 
     def put_rows(self, block: Block, start: int, rows: Tensor) -> None: ...
+
+    def put_bases(self, bases: Mapping[str, Basis]) -> None: ...
 
 
 def check_pooling(file: TableFile, path: str | Path, *, pooled: bool) -> None:
@@ -56,7 +59,11 @@ def saved_precisions(file: TableFile) -> dict[str, str]:
 
 
 def put_saved_rows(file: TableFile, module: Writable) -> None:
-    """Fill all blocks, piece by piece."""
+    """Fill all blocks, piece by piece, and all bases."""
+    packed = file.tables.items()
+    module.put_bases(
+        {name: Basis(torch.from_numpy(t.axes.copy())) for name, t in packed if t.axes is not None}
+    )
     for own in module.blocks.values():
         for block in own:
             rows = file.arrays[f"rows/{block.name}"]

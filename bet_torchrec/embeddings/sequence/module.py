@@ -21,6 +21,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection, EmbeddingCol
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
+from ...axes import Basis
 from ...errors import InvalidInputError, ShardingError
 from ...planning.plan import SizePlan
 from ..batches import check_shapes
@@ -43,8 +44,9 @@ class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
 
     Takes a KeyedJaggedTensor and returns {feature: JaggedTensor}, a row for each id, all of them
     ``embedding_dim`` wide; beyond a row's size its entries read as zeros, and dropped rows as
-    nothing but zeros. It is equal, forward and in training, to full tables times a mask. Batch
-    sizes may differ between features.
+    nothing but zeros. It is equal, forward and in training, to full tables times a mask. Of a table
+    with a basis these entries are coordinates, and the output is coordinates @ basis. Batch sizes
+    may differ between features.
 
     Args:
         tables: as for EmbeddingCollection, all of one ``embedding_dim``, each of them in the plan.
@@ -83,6 +85,7 @@ class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
             front.router, self.blocks, self._embedding_dim, need_indices=need_indices
         )
         self.device = torch.empty(0, device=device).device
+        self.bases = front.bases.on(self.device)
         configs = front.embedding_bag_collection.embedding_bag_configs()
         by_key = {key: config for config in configs for key in config.feature_names}
         real = {name: [block.name for block in own] for name, own in self.blocks.items()}
@@ -106,10 +109,11 @@ class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
         check_shapes(features)
         if torch.compiler.is_compiling():
             weights = {n: [self.weight(block) for block in own] for n, own in self.blocks.items()}
-            return self.router.as_operators(features, weights)
+            return self.router.as_operators(features, weights, self.bases.rows)
         routed = self.router(features)
         parts = zip(self.embedding_collections.values(), routed.features, strict=True)
-        return self.router.output(routed, [collection(part) for collection, part in parts])
+        found = [collection(part) for collection, part in parts]
+        return self.router.output(routed, found, self.bases.rows)
 
     def embedding_configs(self) -> list[EmbeddingConfig]:
         """The full tables' configs, as they were given."""
@@ -136,6 +140,7 @@ class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
                 weight = collection.embeddings[config.name].weight
                 if not weight.is_meta:
                     config.init_fn(weight)
+        self.bases.reset_parameters()
         clear_padding(self)
 
     def _load_from_state_dict(
@@ -169,16 +174,26 @@ class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
         weight: nn.Parameter = collection.embeddings[block.name].weight
         return weight
 
-    def load_full_tables(self, tables: Mapping[str, Tensor]) -> BudgetedEmbeddingCollection:
+    def load_full_tables(
+        self,
+        tables: Mapping[str, Tensor],
+        *,
+        counts: Mapping[str, Any] | None = None,
+        bases: Mapping[str, Basis] | None = None,
+    ) -> BudgetedEmbeddingCollection:
         """Fill each row with the first entries of its row in full tables; returns itself.
 
-        tables: {name: (rows, at least the widest size)} in id order.
+        tables, counts, bases: as for ``BudgetedEmbeddingBagCollection.load_full_tables``.
 
         Raises:
             InvalidInputError: other tables, other rows, or tables too narrow.
         """
-        load_full_tables(self, tables)
+        load_full_tables(self, tables, counts=counts, bases=bases)
         return self
+
+    def table_bases(self) -> dict[str, Basis]:
+        """{table: its axes as they are now}, of the tables that have some."""
+        return self.bases.told()
 
     def full_tables(self) -> dict[str, Tensor]:
         """Copies {name: (rows, embedding_dim)} in id order, zeros beyond a row's size."""

@@ -13,6 +13,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
+from ...axes import Basis
 from ...planning.plan import SizePlan
 from ...serving.files import open_tables
 from ..layout import Block, Layout, RowOrder
@@ -127,6 +128,17 @@ class QuantizedBudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInt
         """The output's keys, by table."""
         return [[s.key for s in self.slots if s.table == table.name] for table in self.tables]
 
+    def table_bases(self) -> dict[str, Basis]:
+        """{table: its axes}, of the tables that have some."""
+        return {
+            n: basis for own in self._by_table.values() for n, basis in own.table_bases().items()
+        }
+
+    def put_bases(self, bases: Mapping[str, Basis]) -> None:
+        """Copy tables' axes in."""
+        for name, basis in bases.items():
+            self._by_table[name].put_bases({name: basis})
+
     def packed_rows(self, block: Block) -> Tensor:
         """The real table of a block as its bytes, uint8 (rows, bytes of an aligned row)."""
         rows: Tensor = self._by_table[block.table].packed_rows(block)
@@ -141,7 +153,7 @@ class QuantizedBudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInt
         return {name: own.full_tables()[name] for name, own in self._by_table.items()}
 
     def allocated_bytes(self) -> dict[str, int]:
-        """{table: bytes of its rows and its id map}, as allocated, with all padding."""
+        """{table: bytes of its rows, its basis and its id map}, as allocated, with all padding."""
         return {name: own.allocated_bytes()[name] for name, own in self._by_table.items()}
 
     def save(self, path: str | Path) -> Path:

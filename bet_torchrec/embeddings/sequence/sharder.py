@@ -39,6 +39,8 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
+from ...axes import Basis
+from ..bases import Bases
 from ..batches import check_shapes, check_values
 from ..parts import clear_padding, full_tables, load_full_tables, refuse_full_tables
 from ..sharding.checks import check_sharding
@@ -82,6 +84,7 @@ class ShardedBudgetedEmbeddingCollection(
         self.layout, self.row_order = module.layout, module.row_order
         self.router = module.router
         self.env, self.device = env, device
+        self.bases = module.bases.on(device)
         self.embedding_collections = nn.ModuleDict()
         collection: Any
         for name, collection in module.embedding_collections.items():
@@ -148,7 +151,7 @@ class ShardedBudgetedEmbeddingCollection(
         self, ctx: SequenceContext, found: list[LazyAwaitable[dict[str, JaggedTensor]]]
     ) -> LazyAwaitable[dict[str, JaggedTensor]]:
         assert ctx.routed is not None
-        return _Together(found, self.router, ctx.routed)
+        return _Together(found, self.router, ctx.routed, self.bases)
 
     def create_context(self) -> SequenceContext:
         """An empty context for one batch."""
@@ -181,9 +184,23 @@ class ShardedBudgetedEmbeddingCollection(
         """{block name: its real table, sharded}."""
         return block_weights(self.embedding_collections)
 
-    def load_full_tables(self, tables: Mapping[str, Tensor]) -> None:
-        """Fill the rows that this rank holds; as ``BudgetedEmbeddingCollection`` does."""
-        load_full_tables(self, tables)
+    def load_full_tables(
+        self,
+        tables: Mapping[str, Tensor],
+        *,
+        counts: Mapping[str, Any] | None = None,
+        bases: Mapping[str, Basis] | None = None,
+    ) -> None:
+        """Fill the rows that this rank holds; as ``BudgetedEmbeddingCollection`` does.
+
+        A collective call where tables have bases.
+        """
+        pg = self.env.process_group
+        load_full_tables(self, tables, counts=counts, bases=bases, process_group=pg)
+
+    def table_bases(self) -> dict[str, Basis]:
+        """{table: its axes as they are now}, of the tables that have some."""
+        return self.bases.told()
 
     def full_tables(self) -> dict[str, Tensor]:
         """All ranks' rows on every rank, {name: (rows, embedding_dim)}; a collective call."""
@@ -217,12 +234,14 @@ class _Together(LazyAwaitable[dict[str, JaggedTensor]]):
         found: Sequence[LazyAwaitable[dict[str, JaggedTensor]]],
         router: StripRouter,
         routed: Routed,
+        bases: Bases,
     ) -> None:
         super().__init__()
-        self._found, self._router, self._routed = found, router, routed
+        self._found, self._router, self._routed, self._bases = found, router, routed, bases
 
     def _wait_impl(self) -> dict[str, JaggedTensor]:
-        return self._router.output(self._routed, [one.wait() for one in self._found])
+        rows = [one.wait() for one in self._found]
+        return self._router.output(self._routed, rows, self._bases.rows)
 
 
 class BudgetedEmbeddingCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddingCollection]):

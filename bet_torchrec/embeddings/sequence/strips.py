@@ -8,7 +8,7 @@ features; which row goes where in the output travels with the ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +100,8 @@ class StripRouter:
         self.router, self.width, self.need_indices = router, width, need_indices
         self.slots: tuple[Slot, ...] = router.slots
         self.strips = strips(router, blocks)
-        self._laid = [router.laid.of_slot(number) for number in range(len(self.slots))]
+        alone = [router.laid.of_slot(number) for number in range(len(self.slots))]
+        self._laid = [(own, int(own.slots[0, 2])) for own in alone]
         self._order = [place for strip in self.strips for place in strip.at]
         self._orders: dict[torch.device, Tensor] = {}
 
@@ -145,29 +146,33 @@ class StripRouter:
         )
 
     def as_operators(
-        self, features: KeyedJaggedTensor, weights: Mapping[str, Sequence[Tensor]]
+        self,
+        features: KeyedJaggedTensor,
+        weights: Mapping[str, Sequence[Tensor]],
+        turned: Callable[[str, Tensor], Tensor],
     ) -> dict[str, JaggedTensor]:
         """The whole lookup, for a graph to be compiled or exported: routing would break it.
 
-        weights: by table, its blocks'.
+        weights: by table, its blocks'. turned: as for ``output``.
         """
         bags = bags_of(features, self.slots)
-        rows = [
-            self._rows(bag.values(), weights[slot.table], own)
-            for bag, slot, own in zip(bags, self.slots, self._laid, strict=True)
+        stored = [
+            self._rows(bag.values(), weights[slot.table], own, width)
+            for bag, slot, (own, width) in zip(bags, self.slots, self._laid, strict=True)
         ]
+        rows = [turned(slot.table, own) for slot, own in zip(self.slots, stored, strict=True)]
         return named(self.slots, bags, rows, need_indices=self.need_indices)
 
-    def _rows(self, ids: Tensor, weights: Sequence[Tensor], laid: Laid) -> Tensor:
+    def _rows(self, ids: Tensor, weights: Sequence[Tensor], laid: Laid, width: int) -> Tensor:
         """(ids, width): bags of one id each."""
         count = ids.numel()  # not len(ids), which is a number and no symbol
         if not weights:  # every row was dropped: zeros, through which a loss may still be taken
-            zeros = torch.zeros(count, self.width, device=ids.device)
+            zeros = torch.zeros(count, width, device=ids.device)
             return zeros.requires_grad_(torch.is_grad_enabled())
         rows: Tensor = torch.ops.bet_torchrec.pool(
             list(weights),
             [0],
-            self.width,
+            width,
             *(1, count, ids, None, torch.arange(count + 1, device=ids.device), None),
             laid.slots,
             laid.tables,
@@ -182,11 +187,16 @@ class StripRouter:
         return self._orders[device]
 
     def output(
-        self, routed: Routed, found: Sequence[Mapping[str, JaggedTensor]]
+        self,
+        routed: Routed,
+        found: Sequence[Mapping[str, JaggedTensor]],
+        turned: Callable[[str, Tensor], Tensor],
     ) -> dict[str, JaggedTensor]:
         """What the strips' collections found for ``routed.features``, as one full-width table's.
 
         Values are fp32 (ids of the slot, width), zeros beyond a row's size.
+
+        turned: (table, what is stored of some rows) to these rows, see ``Bases.rows``.
         """
         rows = [
             _joined([of[key].values().float() for key in strip.keys])
@@ -199,7 +209,8 @@ class StripRouter:
             device = routed.bags[0].values().device
             values = torch.zeros(routed.rows, self.width, device=device)
             values.requires_grad_(torch.is_grad_enabled())
-        own = values.split([bag.values().numel() for bag in routed.bags])
+        stored = values.split([bag.values().numel() for bag in routed.bags])
+        own = [turned(slot.table, rows) for slot, rows in zip(self.slots, stored, strict=True)]
         return named(self.slots, routed.bags, own, need_indices=self.need_indices)
 
 

@@ -52,6 +52,13 @@ def check_sharding(
                     "give the sharder fused_params={'optimizer': ...} instead, or "
                     "sharding_types=['table_wise']"
                 )
+    for name, axes in module.bases.named_parameters():
+        if hasattr(axes, "_optimizer_classes"):
+            raise ShardingError(
+                f"bases.{name}: what apply_optimizer_in_backward set on axes steps them on every "
+                "rank before their gradients are averaged, so that ranks part: leave them out of "
+                "it, and give them to an optimizer of torch's over model.named_parameters()"
+            )
     check_memory(module, params, fused_params, world_size)
 
 

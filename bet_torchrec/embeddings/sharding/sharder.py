@@ -40,6 +40,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
+from ...axes import Basis
 from ...errors import ShardingError
 from ..batches import check_shapes, check_values
 from ..module import BudgetedEmbeddingBagCollection
@@ -86,6 +87,7 @@ class ShardedBudgetedEmbeddingBagCollection(
         self.layout, self.row_order = module.layout, module.row_order
         self.router, self.merger = module.router, module.merger
         self.env, self.device = env, device
+        self.bases = module.bases.on(device)
         self._is_weighted = module.is_weighted()
         self.embedding_bag_collection: ShardedEmbeddingBagCollection = sharder.shard(
             module.embedding_bag_collection, params, env=env, device=device, module_fqn=module_fqn
@@ -142,6 +144,7 @@ class ShardedBudgetedEmbeddingBagCollection(
         self, ctx: BudgetedContext, output: LazyAwaitable[KeyedTensor]
     ) -> LazyAwaitable[KeyedTensor]:
         output.callbacks.append(partial(self.merger, scale=ctx.scale))
+        output.callbacks.append(self.bases.output)
         return output
 
     def create_context(self) -> BudgetedContext:
@@ -181,9 +184,23 @@ class ShardedBudgetedEmbeddingBagCollection(
         refuse_full_tables(state_dict, prefix, args[-1])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
-    def load_full_tables(self, tables: Mapping[str, Tensor]) -> None:
-        """Fill the rows that this rank holds; as ``BudgetedEmbeddingBagCollection`` does."""
-        load_full_tables(self, tables)
+    def load_full_tables(
+        self,
+        tables: Mapping[str, Tensor],
+        *,
+        counts: Mapping[str, Any] | None = None,
+        bases: Mapping[str, Basis] | None = None,
+    ) -> None:
+        """Fill the rows that this rank holds; as ``BudgetedEmbeddingBagCollection`` does.
+
+        A collective call where tables have bases.
+        """
+        pg = self.env.process_group
+        load_full_tables(self, tables, counts=counts, bases=bases, process_group=pg)
+
+    def table_bases(self) -> dict[str, Basis]:
+        """{table: its axes as they are now}, of the tables that have some."""
+        return self.bases.told()
 
     def full_tables(self) -> dict[str, Tensor]:
         """All ranks' rows on every rank, {name: (rows, embedding_dim)}; a collective call."""
@@ -204,6 +221,10 @@ class ShardedBudgetedEmbeddingBagCollection(
 
 class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddingBagCollection]):
     """Shards BudgetedEmbeddingBagCollection; add it to DistributedModelParallel's sharders.
+
+    Coordinates are sharded as any table; bases are on every rank, and those that train are
+    data-parallel: DistributedDataParallel averages their gradients, an optimizer of torch's over
+    ``model.named_parameters()`` updates them.
 
     fused_params: of FBGEMM's fused optimizers, as for EmbeddingBagCollectionSharder, for instance
         {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.1}; or set optimizers

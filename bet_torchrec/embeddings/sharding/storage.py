@@ -122,6 +122,7 @@ def check_memory(
     maps = replace(plan.memory, world_size=world_size)
     found = plan.cost() - sum(plan[name].cost(plan.memory) for name in names)
     found += sum(maps.id_map_cost(plan[n].rows) for n in names if plan[n].order is not None)
+    found += sum(maps.basis_cost(plan[n].basis, plan[n].axes, plan[n].embedding_dim) for n in names)
     for own in module.blocks.values():
         for block in own:
             how = params[block.name]
@@ -136,9 +137,9 @@ def check_memory(
             found += sum(rows * model.row_cost(width, dtype) for rows, width in shards)
     if found > plan.limit:
         raise ShardingError(
-            f"on {world_size} ranks tables, id maps and optimizer state take {found} bytes, the "
-            f"plan's budget is {plan.limit} ({plan.budget.describe()}): every rank has all id maps "
-            "(plan with Budget.bytes(..., world_size=ranks), or give ids in the order of their "
-            "ranks), a data-parallel table all its rows, a column-wise shard its own row-wise "
-            "state, and an optimizer may be another than the budget's"
+            f"on {world_size} ranks tables, id maps, bases and optimizer state take {found} bytes, "
+            f"the plan's budget is {plan.limit} ({plan.budget.describe()}): every rank has all id "
+            "maps and bases (plan with Budget.bytes(..., world_size=ranks), or give ids in order "
+            "of their ranks), a data-parallel table all its rows, a column-wise shard its own "
+            "row-wise state, and an optimizer may be another than the budget's"
         )

@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 class SizingProblem:
     """Tables, counts and a budget: what a sizer needs to know.
 
+    tables: one with a basis is planned as coordinates in axes of its own, and pays for them.
     counts: one a table, in the tables' order. widths: ascending, may start with 0.
     evaluate, workbench: ways to try a plan, or None; train: beside evaluate, a full training.
     identity: what evaluate and train depend on, in the user's words; a workbench has its own.
@@ -139,6 +140,8 @@ class SizingProblem:
         # more than all tables could ever take means nothing, and may not fit 64 bits
         most = rows * int(max(cost[-1] for cost in costs)) + self.id_map_cost
         most += len(self.tables) * len(self.widths) * self.memory.table_alignment
+        bases = self._bases()
+        most += 0 if bases is None else int(bases.sum())
         if most >= 2**60:
             raise InvalidInputError(
                 f"{rows} rows of width {self.widths[-1]} are {most} {self.budget.cost_unit}, which "
@@ -152,6 +155,18 @@ class SizingProblem:
             costs=torch.from_numpy(np.stack(costs)),
             limit=limit,
             table_alignment=self.memory.table_alignment,
+            bases=bases,
+        )
+
+    def _bases(self) -> torch.Tensor | None:
+        """(F, W) what a table's basis costs, by the table's widest width."""
+        if all(table.basis is None for table in self.tables):
+            return None
+        return torch.tensor(
+            [
+                [self.memory.basis_cost(t.basis, width, t.embedding_dim) for width in self.widths]
+                for t in self.tables
+            ]
         )
 
     def plan(
@@ -205,6 +220,7 @@ class SizingProblem:
                 ),
                 order=orders[t],
                 counts_fingerprint=self.counts[t].fingerprint(),
+                basis=spec.basis,
             )
             for t, (spec, precision) in enumerate(zip(self.tables, precisions, strict=True))
         )

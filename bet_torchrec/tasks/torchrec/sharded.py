@@ -23,6 +23,7 @@ from ...embeddings.parts import full_tables
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from ...axes import Basis
     from ...planning.counts import RowCounts
 
 
@@ -38,7 +39,7 @@ class CollectionTables(nn.Module):
     ) -> None:
         super().__init__()
         self.collection: Any = collection
-        self.width = max(1, *(max(collection.plan[t.name].widths) for t in collection.tables))
+        self.width = max(1, *(collection.plan[t.name].read_width for t in collection.tables))
         self._pg = pg
 
     def bags(self, features: KeyedJaggedTensor) -> Any:
@@ -50,11 +51,21 @@ class CollectionTables(nn.Module):
         """Weights that every rank holds whole and whose gradients TorchRec doesn't average."""
         if not isinstance(self.collection, ShardedModule):
             yield from self.collection.parameters()
+        else:
+            yield from self.collection.bases.parameters()
 
-    def load_full_tables(self, tables: Mapping[str, Tensor]) -> CollectionTables:
-        """Fill each row with the first entries of its row in full tables; returns itself."""
-        self.collection.load_full_tables(tables)
+    def load_full_tables(self, tables: Mapping[str, Tensor], **options: Any) -> CollectionTables:
+        """Fill each row with the first entries of its row in full tables; returns itself.
+
+        options: counts and bases, as the collection takes them.
+        """
+        self.collection.load_full_tables(tables, **options)
         return self
+
+    def bases(self) -> dict[str, Basis]:
+        """{table: its axes as they are now}, of the tables that have some."""
+        found: dict[str, Basis] = self.collection.table_bases()
+        return found
 
     def full_tables(self) -> dict[str, Tensor]:
         """Copies (rows, embedding_dim) in id order, of all ranks' rows on each."""

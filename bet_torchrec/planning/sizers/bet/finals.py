@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ....errors import DivergedError
@@ -14,13 +16,33 @@ from ..problem import SizingProblem
 from ..workbench import Start
 from .history import History, Probe
 
+NEAR = 0.25  # of the typical distance between probes: a near-copy
 
-def choose_finalists(history: History, finalists: int) -> list[Probe]:
+
+def fittest_apart(history: History, codes: Tensor, number: int) -> list[Probe]:
+    """The fittest, without those that are near-copies of a fitter one while there are others.
+
+    codes: (n, q) of the probes that are ok, in order: which are alike, see ``Features``.
+    """
+    ranked = history.best(len(history.ok))
+    places = {probe.iteration: i for i, probe in enumerate(history.ok)}
+    distance = torch.cdist(codes, codes)
+    apart = distance[distance > 0]
+    near = NEAR * float(apart.median()) if len(apart) else 0.0
+    chosen: list[Probe] = []
+    for probe in ranked:
+        others = [places[other.iteration] for other in chosen]
+        if not others or float(distance[places[probe.iteration], others].min()) > near:
+            chosen.append(probe)
+    return (chosen + [probe for probe in ranked if probe not in chosen])[:number]
+
+
+def choose_finalists(history: History, codes: Tensor, finalists: int) -> list[Probe]:
     """The fittest, and equal sizes in every precision whatever their probes said.
 
     Equal sizes are always there, so what is chosen cannot be worse than they are on validation.
     """
-    chosen = history.best(finalists)
+    chosen = fittest_apart(history, codes, finalists)
     return chosen + [p for p in history.probes if p.strategy == "anchor" and p not in chosen]
 
 

@@ -49,6 +49,9 @@ class Predictor(Protocol):
     def embed(self, candidates: Candidates) -> Tensor:
         """(m, h) codes: candidates whose codes are near are alike."""
 
+    def spread(self, candidates: Candidates) -> Tensor:
+        """(m,) how uncertain the prediction is, in units of fitness; 0 where nobody knows."""
+
 
 def _mlp(inputs: int, hidden: int, outputs: int, *, final_activation: bool = True) -> nn.Sequential:
     layers = [nn.Linear(inputs, hidden), nn.LeakyReLU(), nn.Linear(hidden, outputs)]
@@ -101,6 +104,10 @@ class FitnessPredictor(nn.Module):
     def in_units_of(self, mean: float, spread: float) -> None:
         """Say that what the layers give is in ``spread`` from ``mean``."""
         self._unit = (mean, spread)
+
+    def spread(self, candidates: Candidates) -> Tensor:
+        """(m,) zeros: one network cannot tell."""
+        return torch.zeros(len(candidates))
 
     def embed(self, candidates: Candidates | CandidateSets) -> Tensor:
         """(m, 64) the candidates' embeddings h, Eq. 9."""

@@ -55,6 +55,7 @@ class Sampler:
 
     draws: "quantiles" (closed form) or "iid" (the paper's literal draws, O(rows) each).
     shares: how the tables' shares are drawn, see ``shares.py``.
+    alike: the share of fresh candidates in which all tables have one family, beta and precision.
     exact: spend the budget to the last byte; without it candidates come much faster where tables
         are aligned, and the one that is taken is to be ``settled``.
     """
@@ -64,6 +65,7 @@ class Sampler:
     families: Sequence[Family] = PAPER_FAMILIES
     draws: Literal["quantiles", "iid"] = "quantiles"
     shares: Shares = field(default_factory=Dirichlet)
+    alike: float = 0.0
     exact: bool = True
 
     def __call__(self, m: int, rng: np.random.Generator) -> Candidates:
@@ -71,8 +73,13 @@ class Sampler:
         tables = len(self.counts)
         shares = torch.from_numpy(self.shares(m, self._rows(), self._lookups(), rng))
         family = torch.from_numpy(rng.integers(len(self.families), size=(m, tables)))
-        beta = torch.from_numpy(rng.uniform(1e-6, 1.0, size=(m, tables))) * self._beta_max()[family]
+        beta = torch.from_numpy(rng.uniform(1e-6, 1.0, size=(m, tables)))
         precision = torch.from_numpy(rng.integers(len(self.space.costs), size=(m, tables)))
+        if self.alike:
+            drawn = (family, beta, precision)
+            same = torch.from_numpy(rng.random((m, 1)) < self.alike)
+            family, beta, precision = (torch.where(same, x[:, :1], x) for x in drawn)
+        beta = beta * self._beta_max()[family]
         return self.fit(shares=shares, family=family, beta=beta, precision=precision, rng=rng)
 
     def around(self, parents: Candidates, m: int, rng: np.random.Generator) -> Candidates:
@@ -140,7 +147,10 @@ class Sampler:
 
     def full_costs(self, precision: int) -> Tensor:
         """(F,) int64: what each table costs with every row at its full width."""
-        return self.space.rows * self.space.costs[precision][self.space.depth - 1]
+        rows = self.space.rows * self.space.costs[precision][self.space.depth - 1]
+        if self.space.bases is None:
+            return rows
+        return rows + self.space.bases.gather(-1, self.space.depth[:, None] - 1).squeeze(-1)
 
     def fit(
         self,
@@ -173,6 +183,8 @@ class Sampler:
     def _candidates(self, boundaries: Tensor, *, precision: Tensor, **more: Tensor) -> Candidates:
         """With the shares that the tables really have, so that what is moved later is there."""
         cost = (bucket_rows(boundaries) * self.space.costs[precision]).sum(-1).double() + 1e-9
+        if self.space.bases is not None:
+            cost += self.space.steps(precision).basis_cost(boundaries)
         shares = cost / cost.sum(-1, keepdim=True)
         return Candidates(boundaries=boundaries, precision=precision, shares=shares, **more)
 

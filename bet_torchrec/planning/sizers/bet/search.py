@@ -26,10 +26,11 @@ from ...plan import SizePlan
 from ..id_maps import spend_unneeded_maps
 from ..problem import SizingProblem
 from .anchors import Anchors
-from .finals import choose_finalists, retrain, warn_of_no_retraining
+from .finals import choose_finalists, fittest_apart, retrain, warn_of_no_retraining
 from .history import History, HistoryError, Probe, to_boundaries, to_buckets, to_candidates
 from .predictor import Predictor, Scene
 from .sampler import Candidates, Sampler, concatenate
+from .surrogate import Features
 
 if TYPE_CHECKING:
     from .settings import BET
@@ -67,6 +68,7 @@ class Search:
             settings.families,
             settings.draws,
             settings.shares,
+            settings.alike,
             exact=False,
         )
         self._scene = Scene(
@@ -141,7 +143,7 @@ class Search:
             if new is not None:
                 return Choice(candidate=new, strategy=kind)
         strategy = self.settings.strategies[t % len(self.settings.strategies)]
-        if not self.history.ok and strategy != "random":
+        if len(self.history.ok) < max(self.settings.explored, 1):
             strategy = "random"
         candidates = self._draw(strategy, rng)
         if strategy in ("random", "local"):
@@ -150,7 +152,8 @@ class Search:
         predictor = self._trained_predictor()
         with torch.no_grad():
             if strategy == "predicted":
-                order = predictor(candidates).argsort(descending=True).tolist()
+                hope = predictor(candidates) + self.settings.optimism * predictor.spread(candidates)
+                order = hope.argsort(descending=True).tolist()
             else:
                 target = predictor.embed(self._tried(self.history.best()))
                 distance = (predictor.embed(candidates) - target).norm(dim=-1)
@@ -253,7 +256,7 @@ class Search:
             if self.settings.finalists and self._team.rank == 0:
                 warn_of_no_retraining(self.settings.finalists)
             return self._probe_plan(self.history.best()[0])
-        finalists = choose_finalists(self.history, self.settings.finalists)
+        finalists = choose_finalists(self.history, self._codes(), self.settings.finalists)
         best, start, quality = retrain(
             self.problem,
             self.history,
@@ -266,9 +269,13 @@ class Search:
 
     def fittest(self, number: int) -> list[SizePlan]:
         """The best of what was tried, and equal sizes in the precision that they were best in."""
-        best = self.history.best(number)
+        best = fittest_apart(self.history, self._codes(), number)
         equal = [p for p in self.history.best(len(self.history.probes)) if p.strategy == "anchor"]
         return [self._probe_plan(p) for p in best + [p for p in equal[:1] if p not in best]]
+
+    def _codes(self) -> torch.Tensor:
+        """Where the probes that are ok lie."""
+        return Features(self._scene)(self._tried(self.history.ok))
 
     def _probe_plan(self, probe: Probe, **metadata: str) -> SizePlan:
         precision = [self._precisions.index(p) for p in probe.precisions]

@@ -27,10 +27,14 @@ class BET:
     iterations: probes (T). candidates: drawn an iteration (m), one of which is tried.
     families: of size distributions. draws: "quantiles" (closed form) or "iid" (literal).
     shares: how candidates split the budget among tables.
+    alike: the share of fresh candidates in which all tables have one family, beta and precision.
+    explored: probes before the predictor is first asked; random where they are no anchors.
     strategies: cycled over the iterations; I "predicted", II "random", III "nearest", and
         "local", a random mutant of the best few, without the predictor.
     trainer: the predictor and how it learns: ``GaussianProcess``, or the paper's deep set as
         ``FullBatch`` (which takes seconds an iteration with many tables) or ``SingleSamples``.
+    optimism: how many standard deviations of a prediction count for a candidate, so that what is
+        not known yet is tried too (an upper confidence bound); 0 takes the best expectation.
     mutants: the share of the candidates that are drawn around the best so far.
     anchored: equal sizes (exactly ``EqualSizes``, in each precision) are tried first and always
         among the finalists, so that the result cannot be worse than they are on validation; then
@@ -61,8 +65,11 @@ class BET:
     families: tuple[Family, ...] = EXPLORING_FAMILIES
     draws: Literal["quantiles", "iid"] = "quantiles"
     shares: Shares = field(default_factory=Informed)
+    alike: float = 0.5
+    explored: int = 10
     strategies: tuple[Strategy, ...] = ("predicted",)
     trainer: Trainer = field(default_factory=GaussianProcess)
+    optimism: float = 1.0
     mutants: float = 0.5
     anchored: bool = True
     tolerance: float | None = 5e-4
@@ -74,12 +81,15 @@ class BET:
 
     def __post_init__(self) -> None:
         for name, least in (("iterations", 1), ("candidates", 1), ("finalists", 0),
-                            ("final_seeds", 1), ("probe_epochs", 0)):  # fmt: skip
+                            ("final_seeds", 1), ("probe_epochs", 0), ("explored", 0)):  # fmt: skip
             value = getattr(self, name)
             if not (name == "probe_epochs" and value is None):
                 object.__setattr__(self, name, _whole(name, value, least))
-        if not _is_share(self.mutants):
-            raise InvalidInputError(f"mutants should be a share from 0 to 1, got {self.mutants!r}")
+        for name in ("mutants", "alike"):
+            if not _is_share(value := getattr(self, name)):
+                raise InvalidInputError(f"{name} should be a share from 0 to 1, got {value!r}")
+        if not isinstance(self.optimism, (int, float)) or not 0 <= self.optimism < float("inf"):
+            raise InvalidInputError(f"optimism should be 0 or more, got {self.optimism!r}")
         if self.tolerance is not None and not _is_share(self.tolerance):
             raise InvalidInputError(
                 f"tolerance should be a share from 0 to 1, or None, got {self.tolerance!r}"
@@ -137,8 +147,11 @@ class BET:
         settings: dict[str, Any] = {
             "families": PAPER_FAMILIES,
             "shares": Dirichlet(),
+            "alike": 0.0,
+            "explored": 1,
             "strategies": PAPER_STRATEGIES,
             "trainer": SingleSamples(),
+            "optimism": 0.0,
             "mutants": 0.0,
             "anchored": False,
             "tolerance": None,

@@ -27,6 +27,7 @@ from .sampler import Candidates
 SMOOTH = (0.0, 0.5, 1.0)  # the smooth kernel's part; the rest is the linear one's
 LENGTHS = (0.5, 1.0, 2.0)  # of the smooth kernel, in typical distances between probes
 NOISES = (0.01, 0.05, 0.3)  # variance of a probe's noise, in that of the probes' fitness
+WRECKED = 2.0  # times as far under the median as the best is over it: how bad no longer matters
 BITS_WEIGHT = 0.5  # of a factor of two in bits beside one in width
 
 
@@ -90,7 +91,7 @@ class FittedProcess:
 
     def __init__(self, features: Features, tried: Candidates, fitness: np.ndarray) -> None:
         self._features = features
-        x = features(tried)
+        x, fitness = features(tried), _above_wrecks(fitness)
         self._mean, self._spread = float(fitness.mean()), float(fitness.std()) or 1.0
         self._center = x.mean(0)
         self._x = x - self._center
@@ -103,11 +104,21 @@ class FittedProcess:
         fits = [self._fit(y, *setting) for setting in settings]
         best = max(range(len(fits)), key=lambda i: fits[i][0])
         self._setting, self._weights = settings[best], fits[best][1]
+        self._lower = self._factor(*self._setting)[0]
 
     def __call__(self, candidates: Candidates) -> Tensor:
         """(m,) expected fitness."""
         kernel = self._kernel(self.embed(candidates), self._x, *self._setting[:2])
         return self._mean + self._spread * (kernel @ self._weights)
+
+    def spread(self, candidates: Candidates) -> Tensor:
+        """(m,) standard deviation of the expected fitness."""
+        x, (smooth, length, _) = self.embed(candidates), self._setting
+        known = torch.linalg.solve_triangular(
+            self._lower, self._kernel(self._x, x, smooth, length), upper=False
+        )
+        prior = smooth + (1 - smooth) * x.square().sum(-1) / self._power
+        return self._spread * (prior - known.square().sum(0)).clamp(min=0.0).sqrt()
 
     def embed(self, candidates: Candidates) -> Tensor:
         """(m, q) their features, as seen from the mean of the probes."""
@@ -120,11 +131,25 @@ class FittedProcess:
 
     def _fit(self, y: Tensor, smooth: float, length: float, noise: float) -> tuple[float, Tensor]:
         """Log likelihood of the probes and their weights in a prediction."""
-        kernel = self._kernel(self._x, self._x, smooth, length)
-        kernel = kernel + noise * torch.eye(len(y), dtype=torch.float64)
-        lower, failed = torch.linalg.cholesky_ex(kernel)
-        if int(failed):
+        lower, failed = self._factor(smooth, length, noise)
+        if failed:
             return -math.inf, torch.zeros_like(y)
         weights = torch.cholesky_solve(y[:, None], lower)[:, 0]
         likelihood = -0.5 * float(y @ weights) - float(lower.diagonal().log().sum())
         return likelihood, weights
+
+    def _factor(self, smooth: float, length: float, noise: float) -> tuple[Tensor, bool]:
+        """The Cholesky factor of the probes' covariance, and whether there is none."""
+        kernel = self._kernel(self._x, self._x, smooth, length)
+        kernel = kernel + noise * torch.eye(len(self._x), dtype=torch.float64)
+        lower, failed = torch.linalg.cholesky_ex(kernel)
+        return lower, bool(failed)
+
+
+def _above_wrecks(fitness: np.ndarray) -> np.ndarray:
+    """Fitness with what lies far under the median raised to a floor.
+
+    A plan without the one table that matters would otherwise make all others look alike.
+    """
+    middle = np.median(fitness)
+    return fitness.clip(min=middle - WRECKED * (fitness.max() - middle))

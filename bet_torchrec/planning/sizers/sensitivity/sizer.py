@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ....axes import Basis, principal_basis
+from ....axes import Basis, lookups, principal_basis
 from ....errors import InvalidInputError, MissingEvaluationError
 from ...counts import RowCounts
 from ...plan import SizePlan
@@ -21,6 +21,7 @@ from ..problem import SizingProblem
 from .choose import Gains, choose_widths
 from .examples import squared_gradients
 
+_ROUNDS = 4  # of widths and what their bases cost
 Losses = Callable[[SizingProblem], Mapping[str, Tensor]]
 
 
@@ -32,7 +33,8 @@ class Sensitivity:
     times its square. Needs the full model and a pass over some examples; trains nothing else.
 
     axes: which the entries are of; "own" as the table has them, "principal" for a plan whose rows
-        are kept in those. batches: of examples; None is one pass over the training data.
+        are kept in those, as they are of every table that is planned with a basis.
+    batches: of examples; None is one pass over the training data.
     rank_blocks: of like numbers of lookups, where ids are ranks and sizes fall with them. Where
         ids need a map anyway, every row has a size of its own and the map its order.
     precision: of all tables; None takes the first that the budget allows.
@@ -78,9 +80,9 @@ class Sensitivity:
         task, trained = workbench.task, workbench.full()
         tables = trained.full_tables()
         bases: dict[str, Basis] = {}
-        if self.axes == "principal":
-            for spec, counts in zip(problem.tables, problem.counts, strict=True):
-                bases[spec.name] = principal_basis(tables[spec.name], _by_id(counts))
+        for spec, counts in zip(problem.tables, problem.counts, strict=True):
+            if self.axes == "principal" or spec.basis is not None:
+                bases[spec.name] = principal_basis(tables[spec.name], lookups(counts))
         squares = squared_gradients(
             task,
             trained.model,
@@ -109,6 +111,11 @@ class Sensitivity:
             gains.append(self._gains(losses[spec.name], problem.counts[t], problem, t))
         row_costs = space.costs[0].numpy()
         levels = choose_widths(gains, row_costs, space.limit)
+        for _ in range(_ROUNDS if space.bases is not None else 0):
+            # What the bases of these widths cost is not there for rows.
+            deep = torch.tensor([int(level.max()) for level in levels])
+            bases = int(space.bases.gather(-1, deep[:, None]).sum())  # type: ignore[union-attr]
+            levels = choose_widths(gains, row_costs, space.limit - bases)
         width_count = len(problem.widths)
         boundaries = np.zeros((len(gains), width_count), dtype=np.int64)
         for t, (own, level) in enumerate(zip(gains, levels, strict=True)):
@@ -170,12 +177,3 @@ def _edges(counts: RowCounts, blocks: int) -> Sequence[int]:
     wanted = mass[-1] * np.arange(1, blocks) / blocks
     inner = np.interp(wanted, [0.0, *mass.tolist()], [0.0, *counts.ends.tolist()])
     return sorted({0, counts.rows, *np.rint(inner).astype(int).tolist()})
-
-
-def _by_id(counts: RowCounts) -> NDArray[Any]:
-    by_rank = np.repeat(counts.values, counts.multiplicity)
-    if counts.order is None:
-        return by_rank
-    by_id = np.empty_like(by_rank)
-    by_id[counts.order] = by_rank
-    return by_id
