@@ -102,16 +102,13 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
         self._slots = slots_of(self.tables)
         # Under `with torch.device("meta"):` weights are on it, but ids are routed all the same.
         self.device = torch.empty(0, device=device).device
+        own = {table.name: plan[table.name] for table in self.tables}
+        stored = {name: coordinate_plan(part) for name, part in own.items()}
         with torch.device("cpu"):
-            self.router = Router(
-                self._slots,
-                {table.name: plan[table.name] for table in self.tables},
-                self.blocks,
-                is_weighted=is_weighted,
+            self.router = Router(self._slots, stored, self.blocks, is_weighted=is_weighted)
+            self.merger = Merger(
+                self._slots, {n: part.embedding_dim for n, part in stored.items()}, self.blocks
             )
-            own = {table.name: plan[table.name] for table in self.tables}
-            stored = {name: coordinate_plan(part).embedding_dim for name, part in own.items()}
-            self.merger = Merger(self._slots, stored, self.blocks)
         self.bases = Bases(own, self._slots, self.device)
         self.embedding_bag_collection = EmbeddingBagCollection(
             tables=[self._config(t, block) for t in self.tables for block in self.blocks[t.name]],
@@ -153,7 +150,7 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
             return self.rows(self.merger.output(self._zeros(features)))
         check_shapes(features)
         if torch.compiler.is_compiling() and self.router.keys:
-            return self.merger.output(self._as_operator(features))
+            return self.rows(self.merger.output(self._as_operator(features)))
         features = self.router.select(features)
         routed = self.router(features)
         if not (self.router.keys and features.stride()):  # TorchRec's own takes no empty batch

@@ -173,7 +173,7 @@ def test_promises(name, budget, tmp_path):
 @pytest.mark.parametrize("name", QUICK)
 @given(data=st.data())
 @settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -181,7 +181,7 @@ def test_permuting_the_test_items_changes_nothing(tmp_path: Path):
     found = []
     for split in (SPLIT, dataclasses.replace(SPLIT, test=other_test)):
         bench = workbench(split=split)
-        sizer = BET(iterations=6, candidates=6, finalists=2)
+        sizer = BET(iterations=4, candidates=6, finalists=1)
         planner = BudgetPlanner(budget=Budget.sparsity(0.8), widths="any", sizer=sizer)
         plan = planner.plan(bench.tables, bench.counts(), workbench=bench, progress=False)
         tables = bench.train_model(plan).full_tables()

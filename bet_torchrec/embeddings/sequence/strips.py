@@ -100,7 +100,8 @@ class StripRouter:
         self.router, self.width, self.need_indices = router, width, need_indices
         self.slots: tuple[Slot, ...] = router.slots
         self.strips = strips(router, blocks)
-        self._laid = [router.laid.of_slot(number) for number in range(len(self.slots))]
+        alone = [router.laid.of_slot(number) for number in range(len(self.slots))]
+        self._laid = [(own, int(own.slots[0, 2])) for own in alone]
         self._order = [place for strip in self.strips for place in strip.at]
         self._orders: dict[torch.device, Tensor] = {}
 
@@ -145,29 +146,33 @@ class StripRouter:
         )
 
     def as_operators(
-        self, features: KeyedJaggedTensor, weights: Mapping[str, Sequence[Tensor]]
+        self,
+        features: KeyedJaggedTensor,
+        weights: Mapping[str, Sequence[Tensor]],
+        turned: Callable[[str, Tensor], Tensor],
     ) -> dict[str, JaggedTensor]:
         """The whole lookup, for a graph to be compiled or exported: routing would break it.
 
-        weights: by table, its blocks'.
+        weights: by table, its blocks'. turned: as for ``output``.
         """
         bags = bags_of(features, self.slots)
-        rows = [
-            self._rows(bag.values(), weights[slot.table], own)
-            for bag, slot, own in zip(bags, self.slots, self._laid, strict=True)
+        stored = [
+            self._rows(bag.values(), weights[slot.table], own, width)
+            for bag, slot, (own, width) in zip(bags, self.slots, self._laid, strict=True)
         ]
+        rows = [turned(slot.table, own) for slot, own in zip(self.slots, stored, strict=True)]
         return named(self.slots, bags, rows, need_indices=self.need_indices)
 
-    def _rows(self, ids: Tensor, weights: Sequence[Tensor], laid: Laid) -> Tensor:
+    def _rows(self, ids: Tensor, weights: Sequence[Tensor], laid: Laid, width: int) -> Tensor:
         """(ids, width): bags of one id each."""
         count = ids.numel()  # not len(ids), which is a number and no symbol
         if not weights:  # every row was dropped: zeros, through which a loss may still be taken
-            zeros = torch.zeros(count, self.width, device=ids.device)
+            zeros = torch.zeros(count, width, device=ids.device)
             return zeros.requires_grad_(torch.is_grad_enabled())
         rows: Tensor = torch.ops.bet_torchrec.pool(
             list(weights),
             [0],
-            self.width,
+            width,
             *(1, count, ids, None, torch.arange(count + 1, device=ids.device), None),
             laid.slots,
             laid.tables,
