@@ -25,6 +25,7 @@ from bet_torchrec.planning import BET, Budget, EqualSizes, RowCounts, SizePlan, 
 from bet_torchrec.planning.sizers import SizingProblem
 from bet_torchrec.planning.sizers.bet import Dirichlet, FullBatch, GaussianProcess
 from bet_torchrec.planning.sizers.bet.search import Search
+from bet_torchrec.planning.sizers.bet.settings import PAPER_STRATEGIES
 
 WIDTHS = (0, 1, 2, 4, 8, 16, 32)
 NOISE = 3e-4
@@ -34,13 +35,13 @@ SEARCHES: Mapping[str, BET] = {
     "random": BET(strategies=("random",), mutants=0.0),
     "random, shares ~ Dirichlet(1)": BET(strategies=("random",), mutants=0.0, shares=Dirichlet()),
     "local mutation": BET(strategies=("local",)),
-    "deep set, paper's turns": BET(trainer=DEEP),
-    "process, paper's turns": BET(trainer=GP),
+    "deep set, paper's turns": BET(trainer=DEEP, strategies=PAPER_STRATEGIES),
+    "process, paper's turns": BET(trainer=GP, strategies=PAPER_STRATEGIES),
     "process, expectation": BET(trainer=GP, optimism=0.0),
-    "process, optimism 0.5": BET(trainer=GP, optimism=0.5),
-    "process, optimism 1": BET(trainer=GP, optimism=1.0),
+    "process, optimism 1": BET(trainer=GP),
     "process, optimism 2": BET(trainer=GP, optimism=2.0),
-    "process, always, 80 % mutants": BET(trainer=GP, strategies=("predicted",), mutants=0.8),
+    "process, no shapes alike": BET(trainer=GP, alike=0.0),
+    "process, 80 % mutants": BET(trainer=GP, mutants=0.8),
     "process and local in turns": BET(trainer=GP, strategies=("predicted", "local")),
 }
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ._versions import VersionMismatchError, __version__
 
 if TYPE_CHECKING:
+    from .compression import compress
     from .data import Interactions, Split, generate, load
     from .embeddings import (
         BudgetedEmbeddingBagCollection,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(("Interactions", "Split", "generate", "load"), "data"),
     "Outcome": "outcome",
+    "compress": "compression",
     **dict.fromkeys(("ClickTask", "RankingTask", "Task"), "tasks"),
     "TorchRecTask": "tasks.torchrec",
     **dict.fromkeys(("TrainSettings", "TrainingWorkbench"), "training"),
@@ -99,6 +101,7 @@ __all__ = [
     "TrainingWorkbench",
     "VersionMismatchError",
     "__version__",
+    "compress",
     "generate",
     "load",
     "migrate",

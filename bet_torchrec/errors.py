@@ -11,6 +11,10 @@ class InvalidInputError(BetError, ValueError):
     """An argument is not what was expected. Says what was expected, what came, what to do."""
 
 
+class IdRangeError(InvalidInputError, IndexError):
+    """An id is negative or not below its table's rows."""
+
+
 class MissingEvaluationError(BetError, TypeError):
     """A sizer that has to try plans out was given no way to do so."""
 

@@ -1,4 +1,4 @@
-"""Two pictures of a plan: sizes against rank, and how the search got there.
+"""Pictures of a plan (sizes against rank, and how the search got there) and of a frontier.
 
 Figures are made without pyplot, so nothing global changes and no display is needed.
 """
@@ -148,6 +148,36 @@ def fitness_figure(
     axes.set_title(title or f"{len(values)} probes", loc="left", fontsize=11)
     _legend(figure)
     return figure
+
+
+def plot_frontier(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: str | os.PathLike[str],
+    *,
+    reference: tuple[str, float] | None = None,
+    quality: str = "quality",
+    title: str | None = None,
+) -> None:
+    """Draw quality against bytes a row, a logarithmic axis, and write a PNG.
+
+    Args:
+        curves: {name: (bytes a row, qualities)}, both (points,), the former rising.
+        reference: a name and its quality, as a line across.
+    """
+    figure, axes = _figure()
+    marks = zip(curves.items(), _cycle(len(curves)), "osD^vPX" * 9, strict=False)
+    for (name, (x, y)), colour, marker in marks:
+        axes.plot(x, y, color=colour, marker=marker, markersize=5, label=name)
+    if reference is not None:
+        name, value = reference
+        axes.axhline(value, color=GREY, linestyle="--", label=f"{name} {value:.4f}")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("bytes a row, all counted")
+    axes.set_ylabel(quality)
+    axes.set_title(title or "quality by bytes", loc="left", fontsize=11)
+    _legend(figure)
+    _save(figure, path)
 
 
 def _steps(table: TablePlan, floor: float) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# torch._dynamo: any optimizer's first step imports it.
+PRELOADED = (
+    "pytest",
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "torchrec.distributed.planner",
+    "bet_torchrec.embeddings",
+    "bet_torchrec.training",
+    "bet_torchrec.tasks",
+)
+
 
 @dataclass(frozen=True)
 class Failed:
@@ -27,9 +38,9 @@ class Failed:
 
 
 def gloo_context() -> Any:
-    """For processes that find TorchRec already imported: that takes seconds each otherwise."""
+    """For processes that find already imported what takes seconds each otherwise."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["torchrec", "bet_torchrec.embeddings"])
+    context.set_forkserver_preload(list(PRELOADED))
     return context
 
 

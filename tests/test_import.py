@@ -37,7 +37,7 @@ def test_import_takes_less_than_a_second():
     assert min(float(run_python(code)) for _ in range(3)) < 1.0
 
 
-def test_planning_never_loads_torchrec():
+def test_planning_and_models_never_load_torchrec():
     modules = loaded_after(
         "from bet_torchrec import Budget, BudgetPlanner, EqualSizes, TableSpec\n"
         "import numpy as np\n"
@@ -45,7 +45,8 @@ def test_planning_never_loads_torchrec():
         "planner = BudgetPlanner(budget=Budget.sparsity(0.5), widths=(1, 2, 4, 8),"
         " sizer=EqualSizes(), seed=0)\n"
         "plan = planner.plan([table], {'user': np.arange(9)[::-1]})\n"
-        "assert plan.cost() <= plan.limit"
+        "assert plan.cost() <= plan.limit\n"
+        "import bet_torchrec.models.clicks"
     )
     assert not modules & {"torchrec", "fbgemm_gpu", "matplotlib"}
 

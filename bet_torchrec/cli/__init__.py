@@ -1,4 +1,5 @@
-"""The library from the shell: bet-torchrec data | plan | train | evaluate | compare | inspect.
+"""The library from the shell: bet-torchrec data | plan | train | evaluate | compare | compress |
+inspect.
 
 Exit codes: 0 done, 2 bad input (one line on stderr says what), 130 interrupted.
 """
@@ -13,9 +14,9 @@ from typing import NoReturn
 
 from .._versions import report
 from ..errors import BetError
-from . import compare, data, evaluate, inspect, plan, train
+from . import compare, compress, data, evaluate, inspect, plan, train
 
-COMMANDS = (data, plan, train, evaluate, compare, inspect)
+COMMANDS = (data, plan, train, evaluate, compare, compress, inspect)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 from .bits import CodeCost, allocate
 from .cells import Cells, cells_of
+from .choose import Codes, choose_codes
 from .encode import coded_bytes, encode_tables
 from .read import CodedEmbedding, decode_rows
 from .steps import Grids, best_grids
+from .turn import Turn, loss_turn
 
 __all__ = [
     "Cells",
     "CodeCost",
     "CodedEmbedding",
+    "Codes",
     "Grids",
+    "Turn",
     "allocate",
     "best_grids",
     "cells_of",
+    "choose_codes",
     "coded_bytes",
     "decode_rows",
     "encode_tables",
+    "loss_turn",
 ]

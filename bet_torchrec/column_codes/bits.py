@@ -9,7 +9,7 @@ single bytes a row still fit. Exact within a block's hull, never over the budget
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,20 +124,31 @@ class _Curve:
         return found
 
 
+def prefix_curves(error: _Floats) -> list[_Floats]:
+    """For the first 1, 2, ... C columns: the least error by bytes a row, (columns + 1,)."""
+    return [least[: 8 * c + 1 : 8].copy() for c, (least, _) in enumerate(_columns(error), 1)]
+
+
 def _curve(error: _Floats) -> _Curve:
+    found = list(_columns(error))
+    return _Curve(found[-1][0][::8], np.stack([choice for _, choice in found]))
+
+
+def _columns(error: _Floats) -> Iterator[tuple[_Floats, NDArray[np.uint8]]]:
+    """Column by column: the least error up to it by bits, and its own share of them."""
     columns = error.shape[1]
     most = MAX_BITS * columns
     least = np.zeros(most + 1)
-    choice = np.zeros((columns, most + 1), dtype=np.uint8)
     for column in range(columns):
         before = least
         least = before + error[0, column]
+        choice = np.zeros(most + 1, dtype=np.uint8)
         for bits in range(1, MAX_BITS + 1):
             tried = before[: most + 1 - bits] + error[bits, column]
             better = tried < least[bits:]
-            choice[column, bits:][better] = bits
+            choice[bits:][better] = bits
             least[bits:] = np.where(better, tried, least[bits:])
-    return _Curve(least[::8], choice)  # falls: bits that are left over cost nothing
+        yield least, choice  # least falls: bits that are left over cost nothing
 
 
 def _hull(least: _Floats) -> list[int]:

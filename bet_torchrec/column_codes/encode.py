@@ -2,73 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..axes import Basis
 from ..axes.moments import Rows
 from ..errors import InfeasibleBudgetError, InvalidInputError
 from ..planning.counts import RowCounts
-from ..serving.column_codes import CodedBlock, CodedTable, pack_codes, parameter_bytes, row_bytes
+from ..serving.column_codes import CodedTable, parameter_bytes
 from .bits import CodeCost, allocate
-from .cells import Weighted, cells_of
-from .steps import Grids, best_grids, nearest
-
-UNSEEN = 1e-3
-"""What a row counts that training never had: something, as it is looked up by its table's error."""
-
-_CHUNK = 1 << 14  # rows
-
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """Ranks [first, end) of a table with the grids of all bits. chunks: its values, anew a call."""
-
-    first: int
-    end: int
-    chunks: Callable[[], Iterator[Weighted]]
-    grids: Grids
-
-
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """A table in the order that it is coded in.
-
-    ids: of each place, None where they are the same. ranks: of each place, None likewise.
-    """
-
-    table: Rows
-    counts: RowCounts
-    basis: Basis | None
-    ids: NDArray[np.int32] | None
-    ranks: NDArray[np.int32] | None
-
-    def chunks(self, first: int, end: int) -> Iterator[Weighted]:
-        """Values and weights of places [first, end)."""
-        for start in range(first, end, _CHUNK):
-            places = np.arange(start, min(start + _CHUNK, end))
-            ids = places if self.ids is None else self.ids[places]
-            ranks = places if self.ranks is None else self.ranks[places]
-            if isinstance(self.table, torch.Tensor):
-                own = torch.from_numpy(ids).to(self.table.device)
-                rows = self.table.detach()[own].float().cpu()
-            else:
-                rows = torch.from_numpy(np.asarray(self.table[ids], dtype=np.float32))
-            values = (rows if self.basis is None else self.basis.coordinates(rows)).numpy()
-            if not np.isfinite(values).all():
-                raise InvalidInputError(
-                    f"rows should be finite numbers, got others among those at {start} to "
-                    f"{places[-1]}: has training diverged?"
-                )
-            weights = np.maximum(self.counts.at_ranks(ranks).astype(np.float64), UNSEEN)
-            yield values, weights
+from .source import UNSEEN, Measured, Source, encoded, rank_of_id
+from .turn import Turn
 
 
 def encode_tables(
@@ -106,20 +54,17 @@ def encode_tables(
         )
     if rank_blocks < 1:
         raise InvalidInputError(f"rank_blocks should be at least 1, got {rank_blocks}")
-    measured: dict[str, list[_Block]] = {}
+    measured: dict[str, list[Measured]] = {}
     maps: dict[str, NDArray[np.int32] | None] = {}
     for name, table in tables.items():
         basis = bases.get(name)
         _check(name, table, counts[name], basis)
         edges = rank_edges(counts[name], rank_blocks)
-        rank_of_id = _rank_of_id(counts[name].order)
-        if len(edges) > 2:
-            source = _Source(table, counts[name], basis, counts[name].order, None)
-            maps[name] = rank_of_id
-        else:  # a single block has no use for ranks: its rows lie by id, and no map is needed
-            source = _Source(table, counts[name], basis, None, rank_of_id)
-            maps[name] = None
-        measured[name] = [_measured(source, first, end) for first, end in pairwise(edges)]
+        by_rank = len(edges) > 2
+        turn = None if basis is None else Turn.of(basis)
+        source = Source.of(table, counts[name], turn, by_rank=by_rank)
+        maps[name] = rank_of_id(counts[name].order) if by_rank else None
+        measured[name] = [source.measured(first, end) for first, end in pairwise(edges)]
     fixed = sum(_fixed(maps[name], bases.get(name), own) for name, own in measured.items())
     if fixed > limit:
         raise InfeasibleBudgetError(
@@ -140,7 +85,7 @@ def encode_tables(
         name: CodedTable(
             name,
             int(tables[name].shape[1]),
-            tuple(_encoded(block, next(bits)) for block in own),
+            tuple(encoded(block, next(bits)) for block in own),
             bases[name].axes.numpy() if name in bases else None,
             maps[name],
         )
@@ -167,34 +112,7 @@ def rank_edges(counts: RowCounts, blocks: int) -> list[int]:
     return sorted(edges)
 
 
-def _measured(source: _Source, first: int, end: int) -> _Block:
-    chunks = partial(source.chunks, first, end)
-    return _Block(first, end, chunks, best_grids(cells_of(chunks, end - first)))
-
-
-def _encoded(block: _Block, bits: NDArray[np.uint8]) -> CodedBlock:
-    columns = np.arange(len(bits))
-    scale, offset = block.grids.scale[bits, columns], block.grids.offset[bits, columns]
-    last = (1 << bits.astype(np.int64)) - 1
-    data = np.empty((block.end - block.first, row_bytes(bits)), dtype=np.uint8)
-    at = 0
-    for values, _ in block.chunks():
-        exact = scale.astype(np.float64), offset.astype(np.float64)
-        codes = nearest(values.T.astype(np.float64), *exact, last[:, None]).T.astype(np.uint8)
-        data[at : at + len(values)] = pack_codes(codes, bits)
-        at += len(values)
-    return CodedBlock(block.first, bits, scale, offset, data)
-
-
-def _rank_of_id(order: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
-    if order is None:
-        return None
-    ranks = np.empty_like(order)
-    ranks[order] = np.arange(len(order), dtype=order.dtype)
-    return ranks
-
-
-def _fixed(id_map: NDArray[np.int32] | None, basis: Basis | None, own: list[_Block]) -> int:
+def _fixed(id_map: NDArray[np.int32] | None, basis: Basis | None, own: list[Measured]) -> int:
     """What is spent before any code."""
     parameters = sum(parameter_bytes(block.grids.error.shape[1]) for block in own)
     arrays = (id_map, None if basis is None else basis.axes)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InvalidInputError
-from ..serving.column_codes import CodedBlock, CodedTable, code_places
+from ..serving.column_codes import CodedBlock, CodedTable, code_places, float_axes
 
 
 class _Decoder(nn.Module):
@@ -35,8 +35,8 @@ class _Decoder(nn.Module):
             ("second", second),
             ("shift", shift.astype(np.int32)),
             ("mask", mask.astype(np.int32)),
-            ("scale", block.scale),
-            ("offset", block.offset),
+            ("scale", block.scale.astype(np.float32)),
+            ("offset", block.offset.astype(np.float32)),
         ):
             self.register_buffer(name, torch.from_numpy(np.array(array)))
 
@@ -72,22 +72,23 @@ def decode_rows(
 class CodedEmbedding(nn.Module):
     """Coded tables as an embedding module, for evaluation and serving; see EmbeddingModule.
 
-    Holds the packed rows alone; a lookup decodes what it is asked for.
+    width: the widest table's embedding_dim; others' rows end in zeros. Holds the packed rows alone;
+    a lookup decodes what it is asked for.
     """
 
     def __init__(self, tables: Mapping[str, CodedTable]) -> None:
         super().__init__()
-        widths = {table.embedding_dim for table in tables.values()}
-        if len(widths) != 1:
-            raise InvalidInputError(f"expected tables of one common width, got {sorted(widths)}")
-        self.width = widths.pop()
+        if not tables:
+            raise InvalidInputError("expected at least one coded table, got none")
+        self.width = max(table.embedding_dim for table in tables.values())
         self._names = {name: number for number, name in enumerate(tables)}
         self._rows = [table.rows for table in tables.values()]
         self._blocks = nn.ModuleList(
             nn.ModuleList(_Decoder(block) for block in table.blocks) for table in tables.values()
         )
         for number, table in enumerate(tables.values()):
-            for what, array in (("axes", table.axes), ("map", table.id_map)):
+            axes = None if table.axes is None else float_axes(table.axes)
+            for what, array in (("axes", axes), ("map", table.id_map)):
                 buffer = None if array is None else torch.from_numpy(np.array(array))
                 self.register_buffer(f"_{what}_{number}", buffer)
 
@@ -111,7 +112,9 @@ class CodedEmbedding(nn.Module):
                 local = ranks - block.first_rank
                 inside = ((local >= 0) & (local < block.rows)).nonzero().flatten()
                 read[inside] = block(local[inside])
-        return F.pad(read, (0, self.width - read.shape[1])) if axes is None else read @ axes
+        rows = read if axes is None else read @ axes
+        missing = self.width - rows.shape[1]
+        return F.pad(rows, (0, missing)) if missing else rows
 
     def table(self, name: str) -> Tensor:
         """The whole table, decoded."""

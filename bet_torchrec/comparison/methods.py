@@ -13,6 +13,7 @@ import torch
 
 from ..errors import InfeasibleBudgetError
 from ..planning import BET, EqualSizes, SizePlan
+from ..planning.sizers.bet import SizesOnly
 from ..planning.sizers.bet.families import EXPLORING_FAMILIES
 from ..planning.sizers.bet.sampler import Sampler
 from ..planning.sizers.bet.search import Search
@@ -23,6 +24,8 @@ from .contest import Contest, Planned
 ALPHAS = (0.25, 0.5)
 PRECISIONS = ("int8", "int4", "int2")
 IN_PARAMETERS, IN_BYTES = False, True
+CANDIDATES = (20, 40, 60, 80)  # the default is 100 (the paper's Figure 4)
+ITERATIONS = (10, 20, 30, 40)  # no more than all methods' probes (Figures 5 and 6)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,14 @@ def equal_among(contest: Contest, kept: Sequence[int], precision: str | None = N
     return problem.plan(boundaries, (precision,) * len(problem.tables), "subset")
 
 
+def leave_one_out(contest: Contest) -> list[SizePlan]:
+    """Equal sizes of all tables but one: with two tables, either alone."""
+    tables = range(len(contest.bench.tables))
+    kept = [tuple(t for t in tables if t != out) for out in tables if len(tables) > 1]
+    plans = [equal_among(contest, each) for each in kept[: contest.probes]]
+    return _fittest(contest, plans, contest.finalists)
+
+
 def random(contest: Contest) -> list[SizePlan]:
     return _searched(contest, "random", strategies=("random",), mutants=0.0, anchored=False)
 
@@ -98,9 +109,33 @@ def bet(contest: Contest) -> list[SizePlan]:
     return _searched(contest, "bet")
 
 
+def paper(contest: Contest) -> list[SizePlan]:
+    return _search(contest, "bet-paper", BET.paper(iterations=contest.probes, finalists=0))
+
+
+def sizes_only(contest: Contest) -> list[SizePlan]:
+    sizer = BET.paper(iterations=contest.probes, finalists=0, trainer=SizesOnly())
+    return _search(contest, "bet-sizes", sizer)
+
+
+def candidates(number: int) -> Callable[[Contest], list[SizePlan]]:
+    return lambda contest: _searched(contest, f"bet-m{number}", candidates=number)
+
+
+def iterations(number: int) -> Callable[[Contest], list[SizePlan]]:
+    def plans(contest: Contest) -> list[SizePlan]:
+        return _searched(contest, f"bet-t{number}", iterations=min(number, contest.probes))
+
+    return plans
+
+
 def _searched(contest: Contest, name: str, **settings: object) -> list[SizePlan]:
+    defaults = {"iterations": contest.probes, "finalists": 0, "tolerance": None}
+    return _search(contest, name, BET(**{**defaults, **settings}))  # type: ignore[arg-type]
+
+
+def _search(contest: Contest, name: str, sizer: BET) -> list[SizePlan]:
     """A search's fittest few; they are trained here, so that rates are tuned as everybody's."""
-    sizer = BET(iterations=contest.probes, finalists=0, tolerance=None, **settings)  # type: ignore[arg-type]
     search = Search(sizer, contest.problem(sizer, name))
     search.run()
     return search.fittest(contest.finalists)
@@ -118,6 +153,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "equal": Method(equal, "equal sizes: a smaller embedding_dim", (IN_PARAMETERS,)),
         "subset": Method(subset, "equal sizes over the best subset of tables", (IN_PARAMETERS,)),
+        "leave-one-out": Method(leave_one_out, "equal sizes without one table", (IN_PARAMETERS,)),
         "count": Method(by_count, "sizes by count^alpha"),
         "random": Method(random, "random search with as many probes"),
         **{
@@ -125,6 +161,10 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             for q in PRECISIONS
         },
         "bet": Method(bet, "BET"),
+        "bet-paper": Method(paper, "BET as published: deep sets, no anchors"),
+        "bet-sizes": Method(sizes_only, "BET as published, its predictor sees sizes only"),
+        **{f"bet-m{m}": Method(candidates(m), f"BET of {m} candidates") for m in CANDIDATES},
+        **{f"bet-t{t}": Method(iterations(t), f"BET of {t} probes") for t in ITERATIONS},
         "magnitude": Method(rivals.magnitude, "magnitude pruning, as sizes"),
         "magnitude-mask": Method(
             rivals.magnitude_mask, "magnitude pruning, entries anywhere", (IN_PARAMETERS,)
@@ -133,6 +173,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "pep-mask": Method(rivals.pep_mask, "PEP, entries anywhere", (IN_PARAMETERS,)),
         "mlet": Method(rivals.mlet, "multi-layer embedding training", (IN_PARAMETERS,)),
         "mde": Method(rivals.mde, "mixed dimensions by popularity", (IN_PARAMETERS,)),
+        "mgqe": Method(rivals.mgqe, "product codes, fewer for the tail", (IN_PARAMETERS,)),
+        "darts": Method(rivals.darts, "DartsEmb, sizes by expected width"),
+        "optembed": Method(rivals.optembed, "OptEmbed, within a budget"),
         "hashing": Method(rivals.hashing, "the hashing trick", (IN_PARAMETERS,)),
         "qr": Method(rivals.quotient_remainder, "quotient-remainder", (IN_PARAMETERS,)),
     }
@@ -140,8 +183,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 
 
 def feasible(contest: Contest, method: Method) -> Sequence[Planned] | None:
-    """The method's plans, or None where it has none within the budget."""
+    """The method's plans, or None where it has none (within the budget)."""
     try:
-        return method.plans(contest)
+        return method.plans(contest) or None
     except InfeasibleBudgetError:
         return None

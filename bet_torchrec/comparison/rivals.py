@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..planning.sizers import MDE, MLET, PEP, Hashing, Magnitude, QuotientRemainder
+from ..planning.sizers import (
+    MDE,
+    MGQE,
+    MLET,
+    PEP,
+    DartsEmb,
+    Hashing,
+    Magnitude,
+    OptEmbed,
+    QuotientRemainder,
+)
+from ..training import TrainSettings
 from .contest import Contest, Planned
 
 MDE_ALPHAS = (0.1, 0.2, 0.3)
-THRESHOLD_DECAY = 1e-4
-"""Of PEP's thresholds' s, so that they rise where the loss says nothing."""
 
 
 def magnitude(contest: Contest) -> list[Planned]:
@@ -29,10 +38,17 @@ def pep_mask(contest: Contest) -> list[Planned]:
 
 
 def _pep(contest: Contest) -> PEP:
-    # Pruning ends at its target: neither patience nor validation has a say before.
     training = contest.bench.training
-    pruning = replace(training, validate_every=10**9, patience=10**9)
-    return PEP(weight_decay=THRESHOLD_DECAY, settings=pruning, init_std=training.init_std)
+    sizer = PEP(init_std=training.init_std)
+    assert sizer.steps is not None
+    return replace(sizer, settings=_uninterrupted(contest, sizer.steps))
+
+
+def _uninterrupted(contest: Contest, steps: int) -> TrainSettings:
+    """The training's settings for a run of so many steps, without validation before its end."""
+    epochs = -(-steps // contest.bench.task.steps_per_epoch)
+    never = max(steps, 1) + 1
+    return replace(contest.bench.training, max_epochs=epochs, validate_every=never, patience=never)
 
 
 def mlet(contest: Contest) -> list[Planned]:
@@ -53,3 +69,15 @@ def hashing(contest: Contest) -> list[Planned]:
 
 def quotient_remainder(contest: Contest) -> list[Planned]:
     return [contest.plan(QuotientRemainder(init_std=contest.bench.training.init_std))]
+
+
+def mgqe(contest: Contest) -> list[Planned]:
+    return [contest.plan(MGQE(init_std=contest.bench.training.init_std))]
+
+
+def darts(contest: Contest) -> list[Planned]:
+    return [contest.plan(DartsEmb(init_std=contest.bench.training.init_std))]
+
+
+def optembed(contest: Contest) -> list[Planned]:
+    return [contest.plan(OptEmbed(init_std=contest.bench.training.init_std))]

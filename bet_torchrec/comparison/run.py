@@ -15,6 +15,7 @@ from ..provenance import provenance
 from ..training import TrainingWorkbench
 from .cells import FULL, Cell, Share
 from .contest import Contest
+from .memory import Peak
 from .methods import METHODS, feasible
 from .results import append_result, read_results
 from .tasks import Entry, make_entry
@@ -114,8 +115,10 @@ def _measured(cell: Cell, contest: Contest) -> dict[str, Any]:
     searching = time.perf_counter()
     contest.bench.full()  # what all methods stand on is nobody's cost
     pretraining = time.perf_counter() - searching
+    memory = Peak(contest.bench.device)
     plans = feasible(contest, METHODS[cell.method])
     searching = time.perf_counter() - searching - pretraining
+    searched = memory.megabytes()
     if plans is None:
         return {"infeasible": True}
     final = contest.final(plans)
@@ -132,6 +135,7 @@ def _measured(cell: Cell, contest: Contest) -> dict[str, Any]:
         "lr": final.rate,
         "plans": len(plans),
         "search_seconds": round(searching, 2),
+        "search_peak_mb": searched,
         "final_seconds": round(contest.spent["finals"], 2),
         "trainings": int(contest.spent["trainings"]),
         "summary": final.plan.summary(),

@@ -31,10 +31,10 @@ class Entry:
     task: Task
     training: TrainSettings
     fine_tuning: TrainSettings
-    probe_share: float
-    foresight: float
     rates: tuple[float, ...]
     data: dict[str, Any]
+    probe_share: float = 0.0
+    foresight: float = 0.0
 
 
 def make_entry(cell: Cell, data_dir: Path | None = None, device: str = "cpu") -> Entry:
@@ -59,10 +59,10 @@ def make_entry(cell: Cell, data_dir: Path | None = None, device: str = "cpu") ->
         task,
         recipe.training,
         recipe.fine_tuning,
-        recipe.probe_share,
-        recipe.foresight,
         rates,
         {"name": cell.data, "fingerprint": split.fingerprint()},
+        recipe.probe_share,
+        recipe.foresight,
     )
 
 
@@ -85,8 +85,6 @@ def _ranking(cell: Cell, data_dir: Path | None, device: str) -> Entry:
         task,
         recipe.training,
         recipe.fine_tuning,
-        recipe.probe_share,
-        recipe.foresight,
         (rate, rate / 2),
         {"name": cell.data, "fingerprint": digest},
     )

@@ -14,6 +14,8 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from .layout import Block
 from .routing import Slot, block_key
 
+_ORDERS = 16  # of pooled keys, remembered by device
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -35,6 +37,40 @@ class Run:
     count: int
     column: int
     width: int
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A merge by a kernel or two, whatever the number of pieces.
+
+    source: int64, the columns to take; None for all. target: int64, where each of those goes.
+    inverse: int64 (width,), if each column of the output is exactly one of the source's.
+    """
+
+    source: Tensor | None
+    target: Tensor
+    inverse: Tensor | None
+
+
+def columns_of(
+    pieces: Sequence[Piece], source_width: int, width: int, device: torch.device
+) -> Columns:
+    """All pieces' columns, on a device."""
+    source = [column for p in pieces for column in range(p.source, p.source + p.width)]
+    target = [column for p in pieces for column in range(p.target, p.target + p.width)]
+    inverse = None
+    if sorted(target) == list(range(width)):
+        inverse = [at for _, at in sorted(zip(target, source, strict=True))]
+
+    def on_device(columns: list[int] | None) -> Tensor | None:
+        if columns is None:
+            return None
+        return torch.tensor(columns, dtype=torch.int64, device="cpu").to(device)
+
+    whole = source == list(range(source_width))
+    found = on_device(target)
+    assert found is not None
+    return Columns(None if whole else on_device(source), found, on_device(inverse))
 
 
 class Merger:
@@ -59,6 +95,7 @@ class Merger:
             for block in blocks[slot.table]
         }
         self._means = _runs([slot.mean for slot in slots], self.widths)
+        self._columns: dict[tuple[torch.device, tuple[str, ...], int], Columns] = {}
 
     def __call__(self, pooled: KeyedTensor, scale: Tensor | None = None) -> KeyedTensor:
         """Merge. ``pooled`` may have its keys in any order.
@@ -71,15 +108,36 @@ class Merger:
             source += width
         values = pooled.values()
         side_by_side = all(piece.source == piece.target for piece in pieces)
-        if not (side_by_side and values.shape[1] == self.width == sum(p.width for p in pieces)):
+        if side_by_side and values.shape[1] == self.width == sum(p.width for p in pieces):
+            if scale is not None:
+                values = _Scaled.apply(values, scale, self._means)
+        elif by_index(values):
+            columns = self._columns_on(values, pooled.keys(), pieces)
+            values = _Gathered.apply(values, columns, self.width, scale, self._means)
+        else:
             values = _Placed.apply(values, tuple(pieces), self.width, scale, self._means)
-        elif scale is not None:
-            values = _Scaled.apply(values, scale, self._means)
         return self.output(values)
+
+    def _columns_on(self, values: Tensor, keys: Sequence[str], pieces: Sequence[Piece]) -> Columns:
+        # A tensor made of a list waits for its device, so it is made once for each order of keys.
+        key = (values.device, tuple(keys), values.shape[1])
+        if key not in self._columns:
+            if len(self._columns) >= _ORDERS:
+                self._columns.clear()
+            self._columns[key] = columns_of(pieces, values.shape[1], self.width, values.device)
+        return self._columns[key]
 
     def output(self, values: Tensor) -> KeyedTensor:
         """Values (B, width) under the slots' names."""
         return KeyedTensor(keys=self.keys, length_per_key=self.widths, values=values)
+
+
+def by_index(values: Tensor) -> bool:
+    """On devices, where each call of a kernel costs; on the CPU copies of whole pieces are faster.
+
+    On CUDA sums come in no fixed order, unless torch is asked for deterministic algorithms.
+    """
+    return values.device.type != "cpu"
 
 
 class _Placed(torch.autograd.Function):
@@ -115,6 +173,40 @@ class _Placed(torch.autograd.Function):
         back = gradient.new_zeros(len(gradient), ctx.source_width)
         for piece, part in zip(ctx.pieces, parts, strict=True):
             back.narrow(1, piece.source, piece.width).copy_(part)
+        return back, None, None, None, None
+
+
+class _Gathered(torch.autograd.Function):
+    """The same by one call of a kernel, or three, whatever the number of pieces."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        columns: Columns,
+        width: int,
+        scale: Tensor | None,
+        means: tuple[Run, ...],
+    ) -> Tensor:
+        ctx.columns, ctx.source_width = columns, values.shape[1]
+        ctx.scale, ctx.means = scale, means
+        if columns.inverse is not None:
+            out = values.index_select(1, columns.inverse)
+        else:
+            taken = values if columns.source is None else values.index_select(1, columns.source)
+            out = values.new_zeros(values.shape[0], width).index_add_(1, columns.target, taken)
+        return out if scale is None else _scale(out, scale, means)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        if ctx.scale is not None:
+            gradient = _scale(gradient.clone(), ctx.scale, ctx.means)
+        columns: Columns = ctx.columns
+        back = gradient.index_select(1, columns.target)
+        if columns.source is not None:
+            whole = gradient.new_zeros(len(gradient), ctx.source_width)
+            back = whole.index_copy_(1, columns.source, back)
         return back, None, None, None, None
 
 

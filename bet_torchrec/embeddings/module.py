@@ -29,6 +29,7 @@ from .batches import check_shapes
 from .by_table import refuse_by_table, refuse_from_float, refuse_precisions
 from .layout import Block, Layout, RowOrder, blocks
 from .merge import Merger
+from .native.batch import batch_of
 from .parts import (
     clear_padding,
     full_tables,
@@ -101,16 +102,13 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
         self._slots = slots_of(self.tables)
         # Under `with torch.device("meta"):` weights are on it, but ids are routed all the same.
         self.device = torch.empty(0, device=device).device
+        own = {table.name: plan[table.name] for table in self.tables}
+        stored = {name: coordinate_plan(part) for name, part in own.items()}
         with torch.device("cpu"):
-            self.router = Router(
-                self._slots,
-                {table.name: plan[table.name] for table in self.tables},
-                self.blocks,
-                is_weighted=is_weighted,
+            self.router = Router(self._slots, stored, self.blocks, is_weighted=is_weighted)
+            self.merger = Merger(
+                self._slots, {n: part.embedding_dim for n, part in stored.items()}, self.blocks
             )
-            own = {table.name: plan[table.name] for table in self.tables}
-            stored = {name: coordinate_plan(part).embedding_dim for name, part in own.items()}
-            self.merger = Merger(self._slots, stored, self.blocks)
         self.bases = Bases(own, self._slots, self.device)
         self.embedding_bag_collection = EmbeddingBagCollection(
             tables=[self._config(t, block) for t in self.tables for block in self.blocks[t.name]],
@@ -151,6 +149,8 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
         if features.values().is_meta:  # shapes alone, as for an export or an estimate
             return self.rows(self.merger.output(self._zeros(features)))
         check_shapes(features)
+        if torch.compiler.is_compiling() and self.router.keys:
+            return self.rows(self.merger.output(self._as_operator(features)))
         features = self.router.select(features)
         routed = self.router(features)
         if not (self.router.keys and features.stride()):  # TorchRec's own takes no empty batch
@@ -161,6 +161,20 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
     def rows(self, coordinates: KeyedTensor) -> KeyedTensor:
         """Merged columns as full-width rows: those of a table with a basis times it."""
         return self.bases.output(coordinates)
+
+    def _as_operator(self, features: KeyedJaggedTensor) -> Tensor:
+        """(B, width), for a graph to be compiled or exported, which routing would break."""
+        router = self.router
+        return torch.ops.bet_torchrec.pool(
+            [self.weight(block) for own in self.blocks.values() for block in own],
+            router.order(features),
+            self.merger.width,
+            *batch_of(features, weighted=self._is_weighted),
+            router.laid.slots,
+            router.laid.tables,
+            router.laid.blocks,
+            router.map_on(features.device()),
+        )
 
     def _zeros(self, features: KeyedJaggedTensor) -> Tensor:
         """(B, width) that a backward pass may start from, as from any other output."""

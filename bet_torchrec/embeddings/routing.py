@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from ..errors import InvalidInputError
+from ..errors import IdRangeError, InvalidInputError
 from ..planning.table_plan import TablePlan
 from .layout import Block
 from .native.batch import batch_of
@@ -26,10 +26,6 @@ from .native.tables import laid
 from .routing_torch import check_total, permuted, route
 
 _ORDERS = 16  # of batches' keys, remembered by device
-
-
-class IdRangeError(InvalidInputError, IndexError):
-    """An id is negative or not below its table's rows."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +92,11 @@ class Router:
             "means": _on_cpu([s for s, slot in enumerate(self.slots) if slot.mean]),
         }
         self._add_id_maps(plans)
-        self._laid = laid(
+        self.laid = laid(
             self.slots,
             plans,
             {name: blocks[name] for name in dict.fromkeys(slot.table for slot in self.slots)},
-            {block.name: 0 for own in per_slot for block in own},
+            {block.name: 4 * block.real_width for own in per_slot for block in own},
             {block.name: "fp32" for own in per_slot for block in own},
             self.map_starts,
         )
@@ -135,6 +131,10 @@ class Router:
         """int32, on the CPU, not to be changed: all id maps, a table's from ``map_starts`` on."""
         return self._host.get("map")
 
+    def map_on(self, device: torch.device) -> Tensor | None:
+        """The same on a device."""
+        return self.map if device.type == "cpu" else self.to(device).get("map")
+
     @property
     def id_map_bytes(self) -> int:
         """Bytes of the id maps on one device."""
@@ -158,7 +158,9 @@ class Router:
         else:
             features = self.select(features)
             at = self.to(features.device())
-            values, lengths, totals, weights, wrong = route(features, at, self._pairs)
+            values, lengths, totals, weights, wrong = route(
+                features, at, self._pairs, self._host["blocks"]
+            )
             if wrong:
                 self.report(features)
         return KeyedJaggedTensor(
@@ -180,9 +182,9 @@ class Router:
                 len(self.keys),
                 self.is_weighted,
                 *batch_of(features, weighted=self.is_weighted),
-                self._laid.slots,
-                self._laid.tables,
-                self._laid.blocks,
+                self.laid.slots,
+                self.laid.tables,
+                self.laid.blocks,
                 self.map,
             )
         except IdFault:

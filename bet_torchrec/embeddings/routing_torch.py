@@ -1,11 +1,16 @@
-"""Routing by torch's own kernels: a handful of them, and one synchronisation with the host.
+"""Routing by torch's own kernels, with one synchronisation with the host.
 
-V ids, K blocks a table at most, S slots, B bags.
+A batch is routed as a whole, by a handful of kernels that take some 15 times its ids' memory; a
+large one slot by slot, twice over the ids, first to count and then to write, so that next to
+nothing is kept but what comes out.
+
+V ids, K blocks a table at most, S slots, B bags, P (slot, block) pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +21,28 @@ from ..errors import InvalidInputError
 
 Routed = tuple[Tensor, Tensor, list[int], "Tensor | None", int]
 
+LARGE = 1 << 18  # ids times blocks of a batch that is routed slot by slot
+_PIECE = 1 << 15  # ids that are looked at together then
 
-def route(features: KeyedJaggedTensor, at: Mapping[str, Tensor], pairs: Sequence[int]) -> Routed:
+
+def route(
+    features: KeyedJaggedTensor,
+    at: Mapping[str, Tensor],
+    pairs: Sequence[int],
+    blocks: Tensor,
+) -> Routed:
     """Values, int32 lengths, totals, weights, and how many ids are out of range.
 
     features: the slots', in order. at: the router's tensors on their device. pairs: in the order of
-    the result, each a block * S + slot.
+    the result, each a block * S + slot. blocks: (4, K, S), as in ``at``, on the CPU.
     """
+    counted = features.device().type == "cpu" or features.length_per_key_or_none() is not None
+    if counted and features.values().numel() * blocks.shape[1] > LARGE:
+        return _slot_by_slot(features, at, pairs, blocks)
+    return _at_once(features, at, pairs)
+
+
+def _at_once(features: KeyedJaggedTensor, at: Mapping[str, Tensor], pairs: Sequence[int]) -> Routed:
     ids, lengths = features.values(), features.lengths()
     blocks, rows = at["blocks"], at["rows"]
     most, slots = blocks.shape[1:]
@@ -69,6 +89,86 @@ def route(features: KeyedJaggedTensor, at: Mapping[str, Tensor], pairs: Sequence
         by_block.weights_or_none(),
         bad,
     )
+
+
+def _slot_by_slot(
+    features: KeyedJaggedTensor, at: Mapping[str, Tensor], pairs: Sequence[int], blocks: Tensor
+) -> Routed:
+    check_total(features)
+    ids, lengths, bags = features.values(), features.lengths(), features.stride()
+    routed = torch.zeros(len(pairs), bags, dtype=torch.int32, device=ids.device)
+    wrong = torch.zeros(1, dtype=torch.int64, device=ids.device)
+    pieces: list[_Piece] = []
+    held: list[Tensor] = []
+    start = 0
+    for slot, count in enumerate(features.length_per_key()):
+        own = [number for number, pair in enumerate(pairs) if pair % blocks.shape[2] == slot]
+        described = blocks[:, [pairs[p] // blocks.shape[2] for p in own], slot].T.tolist()
+        ends = lengths[slot * bags : (slot + 1) * bags].cumsum(0, dtype=torch.int64)
+        offsets = F.pad(ends, (1, 0))
+        for first in range(0, count, _PIECE):
+            piece = _Piece(slot, start + first, min(count - first, _PIECE), own, described)
+            pieces.append(piece)
+            places = offsets.clamp(first, first + piece.count) - first
+            wrong += piece.wrong(ids, at)
+            for pair, inside in zip(own, piece.inside(piece.ranks(ids, at)), strict=True):
+                until = F.pad(inside.cumsum(0, dtype=torch.int32), (1, 0)).index_select(0, places)
+                routed[pair] += until.diff()
+                held.append(inside.sum().view(1))
+        start += count
+    *counts, bad, said = on_host(torch.cat([*held, wrong, lengths.sum().view(1)]))
+    _check_total(said, ids.numel())
+    totals = [0] * len(pairs)
+    for pair, count in zip((p for piece in pieces for p in piece.pairs), counts, strict=True):
+        totals[pair] += count
+    nexts = [sum(totals[:pair]) for pair in range(len(pairs))]
+    values = ids.new_empty(sum(totals))
+    weights = features.weights_or_none()
+    chosen = ids.new_empty(0 if weights is None else len(values), dtype=torch.int64)
+    numbers = iter(counts)
+    for piece in pieces:
+        ranks = piece.ranks(ids, at)
+        masks = zip(piece.pairs, piece.blocks, piece.inside(ranks), strict=True)
+        for pair, (first, _, stride, modulus), inside in masks:
+            place = _true_places(inside, next(numbers))
+            here = slice(nexts[pair], nexts[pair] + len(place))
+            nexts[pair] = here.stop
+            rows = ranks.index_select(0, place).sub_(first)
+            values[here] = rows if stride == 1 else rows.mul_(stride).remainder_(modulus)
+            if weights is not None:
+                chosen[here] = place + piece.start
+    weights = None if weights is None else weights.index_select(0, chosen)
+    return values, routed.view(-1), totals, weights, bad
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Ids [start, start + count) of a batch, which are one slot's.
+
+    pairs: the slot's. blocks: of each (first, end, stride, rows).
+    """
+
+    slot: int
+    start: int
+    count: int
+    pairs: list[int]
+    blocks: list[list[int]]
+
+    def wrong(self, ids: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+        """(1,): how many ids are out of range."""
+        own = ids[self.start : self.start + self.count]
+        return ((own < 0) | (own >= at["rows"][self.slot])).sum().view(1)
+
+    def ranks(self, ids: Tensor, at: Mapping[str, Tensor]) -> Tensor:
+        """int64 (count,)."""
+        slot = torch.full((1,), self.slot, device=ids.device)
+        own = ids[self.start : self.start + self.count]
+        return _ranks(own, slot, at["rows"].index_select(0, slot), at)
+
+    def inside(self, ranks: Tensor) -> Iterator[Tensor]:
+        """Which ids are in each of the blocks."""
+        for first, end, *_ in self.blocks:
+            yield (ranks >= first).logical_and_(ranks < end)
 
 
 def on_host(counts: Tensor) -> list[int]:

@@ -1,14 +1,14 @@
 """Rows whose columns are coded each in its own number of bits, and what they read as; numpy alone.
 
-A table is cut into blocks of ranks. In a block every column has one scale and one offset, fp32, and
-a number of bits from 0 to 8; a row is its columns' codes one after the other without a gap, the
-first in the lowest bits of the first byte, filled up to whole bytes once. A column reads as
-scale * code + offset; one of 0 bits is nothing but its offset. With a basis, what is read so are
+A table is cut into blocks of ranks. In a block every column has one scale and one offset (fp32 or
+fp16) and a number of bits from 0 to 8; a row is its columns' codes one after the other without a
+gap, the first in the lowest bits of the first byte, filled up to whole bytes once. A column reads
+as scale * code + offset; one of 0 bits is nothing but its offset. With a basis, what is read so are
 coordinates, and the row is coordinates @ axes.
 
 The file: ``rows/T.B`` uint8 (rows, bytes), ``bits/T.B`` uint8, ``scale/T.B`` and ``offset/T.B``
-fp32 (columns,), table number T, block number B; ``id_map/T`` int32, the rank of each id;
-``axes/T`` fp32 (columns, embedding_dim).
+fp32 or fp16 (columns,), table number T, block number B; ``id_map/T`` int32, the rank of each id;
+``axes/T`` fp32, or int8 in 127ths (columns, embedding_dim).
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ from .container import Kind, open_container
 FORMAT = "bet_torchrec.column_codes"
 VERSION = 1
 MAX_BITS = 8
+AXIS_UNIT = 127
+"""What an axis' entries are counted in where they are int8: 127ths."""
+_GRIDS = (np.float32, np.float16)
+_DTYPES = {"float32": "F32", "float16": "F16", "int32": "I32", "int8": "I8", "uint8": "U8"}
 
 
 class CodeFileError(BetError, ValueError):
@@ -86,13 +90,14 @@ def code_places(
 class CodedBlock:
     """Ranks [first_rank, first_rank + rows) of a table.
 
-    bits: uint8 (columns,). scale, offset: float32 (columns,). data: uint8 (rows, row_bytes).
+    bits: uint8 (columns,). scale, offset: float32 or float16 (columns,). data: uint8 (rows,
+    row_bytes).
     """
 
     first_rank: int
     bits: NDArray[np.uint8]
-    scale: NDArray[np.float32]
-    offset: NDArray[np.float32]
+    scale: NDArray[Any]
+    offset: NDArray[Any]
     data: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
@@ -101,6 +106,11 @@ class CodedBlock:
             raise InvalidInputError(
                 "bits, scale and offset should be one a column each, got shapes "
                 f"{self.bits.shape}, {self.scale.shape} and {self.offset.shape}"
+            )
+        if self.scale.dtype != self.offset.dtype or self.scale.dtype not in _GRIDS:
+            raise InvalidInputError(
+                "scale and offset should be both float32 or both float16, got "
+                f"{self.scale.dtype} and {self.offset.dtype}"
             )
         if self.bits.max(initial=0) > MAX_BITS:
             raise InvalidInputError(f"bits should be 0 to {MAX_BITS}, got {self.bits.tolist()}")
@@ -117,31 +127,33 @@ class CodedBlock:
     @property
     def nbytes(self) -> int:
         """Rows, and what is kept once a column."""
-        return self.data.nbytes + parameter_bytes(len(self.bits))
+        return self.data.nbytes + parameter_bytes(len(self.bits), self.scale.dtype)
 
     def read(self, local: NDArray[np.int64]) -> NDArray[np.float32]:
         """Rows of the block, (n,) -> float32 (n, columns)."""
         codes = unpack_codes(self.data[local], self.bits)
-        return codes.astype(np.float32) * self.scale + self.offset
+        scale, offset = self.scale.astype(np.float32), self.offset.astype(np.float32)
+        return codes.astype(np.float32) * scale + offset
 
 
-def parameter_bytes(columns: int) -> int:
-    """Of one block: a scale and an offset in fp32 and a byte for the bits, a column."""
-    return 9 * columns
+def parameter_bytes(columns: int, dtype: Any = np.float32) -> int:
+    """Of one block: a scale, an offset and a byte for the bits, a column."""
+    return (2 * np.dtype(dtype).itemsize + 1) * columns
 
 
 @dataclass(frozen=True, eq=False)
 class CodedTable:
     """One table: its blocks in rank order, the rank of each id, the axes of its coordinates.
 
-    axes: float32 (columns, embedding_dim), or None where columns are the row's first entries.
+    axes: (columns, embedding_dim), float32, or int8 that count 127ths; None where columns are the
+    row's first entries.
     id_map: int32 (rows,), or None where ids are ranks.
     """
 
     name: str
     embedding_dim: int
     blocks: tuple[CodedBlock, ...]
-    axes: NDArray[np.float32] | None = None
+    axes: NDArray[Any] | None = None
     id_map: NDArray[np.int32] | None = None
 
     @property
@@ -182,24 +194,36 @@ class CodedTable:
         """Rows by id: (n,) -> float32 (n, embedding_dim)."""
         coordinates = self.coordinates(ids)
         if self.axes is not None:
-            return coordinates @ self.axes
+            return coordinates @ float_axes(self.axes)
         missing = self.embedding_dim - coordinates.shape[1]
         return np.pad(coordinates, ((0, 0), (0, missing)))
 
 
+def float_axes(axes: NDArray[Any]) -> NDArray[np.float32]:
+    """Axes as they multiply."""
+    floats: NDArray[np.float32] = axes.astype(np.float32)
+    return floats / np.float32(AXIS_UNIT) if axes.dtype == np.int8 else floats
+
+
 def write_coded_tables(tables: Mapping[str, CodedTable], path: str | Path) -> Path:
     """Write one file (safetensors, no pickle), whole or not at all; returns its path."""
-    told, wide, narrow = [], [], []
+    told: list[dict[str, Any]] = []
+    entries: list[tuple[int, Entry]] = []
+
+    def add(name: str, array: NDArray[Any]) -> None:
+        entry = Entry(name, _DTYPES[array.dtype.name], array.shape, partial(iter, [array]))
+        entries.append((-array.itemsize, entry))
+
     for t, table in enumerate(tables.values()):
         if table.id_map is not None:
-            wide.append(_entry(f"id_map/{t}", "I32", table.id_map))
+            add(f"id_map/{t}", table.id_map)
         if table.axes is not None:
-            wide.append(_entry(f"axes/{t}", "F32", table.axes))
+            add(f"axes/{t}", table.axes)
         for b, block in enumerate(table.blocks):
-            wide.append(_entry(f"scale/{t}.{b}", "F32", block.scale))
-            wide.append(_entry(f"offset/{t}.{b}", "F32", block.offset))
-            narrow.append(_entry(f"bits/{t}.{b}", "U8", block.bits))
-            narrow.append(_entry(f"rows/{t}.{b}", "U8", block.data))
+            add(f"scale/{t}.{b}", block.scale)
+            add(f"offset/{t}.{b}", block.offset)
+            add(f"bits/{t}.{b}", block.bits)
+            add(f"rows/{t}.{b}", block.data)
         told.append(
             {
                 "name": table.name,
@@ -211,7 +235,8 @@ def write_coded_tables(tables: Mapping[str, CodedTable], path: str | Path) -> Pa
         )
     metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps({"tables": told})}
     path = Path(path)
-    write_file(path, metadata, [*wide, *narrow])
+    widest_first = [entry for _, entry in sorted(entries, key=lambda each: each[0])]
+    write_file(path, metadata, widest_first)
     return path
 
 
@@ -249,7 +274,3 @@ def read_coded_tables(path: str | Path, *, verify: bool = True) -> dict[str, Cod
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _KIND.damaged(path, f"{type(error).__name__}: {error}") from error
-
-
-def _entry(name: str, dtype: str, array: NDArray[Any]) -> Entry:
-    return Entry(name, dtype, array.shape, partial(iter, [array]))

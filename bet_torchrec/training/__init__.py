@@ -7,7 +7,7 @@ On several processes a task carries its process group; TorchRec's tables come in
 from .checkpoint import Checkpointer, CheckpointError
 from .fit import DivergedError, fit
 from .probe import Hopeless, ProbeCheck
-from .recipes import RankingRecipe, Recipe, clicks, fast, paper, published_lightgcn
+from .recipes import RankingRecipe, Recipe, clicks, fast, paper, published_lightgcn, rounding_epochs
 from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding, TensorTables
 from .trained import Trained
@@ -34,4 +34,5 @@ __all__ = [
     "orthonormal_basis",
     "paper",
     "published_lightgcn",
+    "rounding_epochs",
 ]

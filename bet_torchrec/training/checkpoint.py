@@ -142,7 +142,12 @@ class FileCheckpointer:
             )
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "adam": {}}
         for key, value in tensors.items():
-            part, name = key.split("/", 1)
+            part, _, name = key.partition("/")
+            if part not in parts:
+                raise CheckpointError(
+                    f"{self.path} should hold tensors of {', '.join(parts)}, got {key!r}: remove "
+                    "it to start anew"
+                )
             parts[part][name] = value
         model.load_state_dict(parts["now"])
         if optimizer.dense is not None:

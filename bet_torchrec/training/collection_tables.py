@@ -84,7 +84,7 @@ class CollectionTables(nn.Module):
             if not isinstance(module, ShardedModule):
                 yield from module.parameters()
             elif hasattr(module, "bases"):
-                yield from module.bases.parameters()  # type: ignore[union-attr,operator]
+                yield from module.bases.parameters()
 
     def load_full_tables(self, tables: Mapping[str, Tensor]) -> CollectionTables:
         """Fill each row with the first entries of its row in full tables; returns itself.

@@ -1,6 +1,7 @@
 """Trained models kept in a folder, each under a key of everything that it depends on.
 
-In a process group the first rank writes and all ranks read. How many ranks there were is no part
+Processes that share the folder train each model once: the others wait for it and read it. In a
+process group the first rank writes and all ranks read. How many ranks there were is no part
 of a key: a model that is there serves any number of them.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from ..files import holding
 from ..team import Team
 from .checkpoint import Checkpointer, CheckpointError, FileCheckpointer
 from .optimizers import Optimizers
@@ -47,11 +50,24 @@ class KeptModels:
         """
         self._team.agree("the model to train", (dict(facts), self.folder is not None))
         path = self.path(facts)
-        if path is None:
+        if path is None or self.folder is None:
             return train(checkpoint=None, log=None)
-        if self._team.broadcast(path.is_file()):
-            read: Trained = self._team.together(f"reading {path}", lambda: load(path))
-            return read
+        if (kept := self._read(path, load)) is not None:
+            return kept
+        with ExitStack() as held:
+            # A lock a model, so that unlike ones are trained side by side.
+            alone = holding(self.folder / ".locks" / path.stem, wait=True)
+            self._team.first(f"waiting for {path}", lambda: held.enter_context(alone))
+            kept = self._read(path, load)
+            return self._trained(path, facts, train) if kept is None else kept
+
+    def _read(self, path: Path, load: Callable[[Path], Trained]) -> Trained | None:
+        if not self._team.broadcast(path.is_file()):
+            return None
+        read: Trained = self._team.together(f"reading {path}", lambda: load(path))
+        return read
+
+    def _trained(self, path: Path, facts: Mapping[str, Any], train: Train) -> Trained:
         # A run's identity differs between one process and several, so they don't share this file.
         suffix = ".checkpoint" if self._team.size == 1 else ".ranks.checkpoint"
         unfinished = FirstRanksFile(path.with_suffix(suffix), self._team)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,31 @@ from torch import Tensor, nn
 
 from ..errors import InvalidInputError
 from ..outcome import Outcome
-from .checkpoint import Checkpointer
+from ..strict import StrictError, typed
+from .checkpoint import Checkpointer, CheckpointError
 from .optimizers import MakeOptimizer, Optimizers
 from .settings import TrainSettings
 
 if TYPE_CHECKING:
     from ..tasks.task import Task
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What a checkpoint says of a run, beside its identity and its tensors."""
+
+    step: int
+    best_quality: float | None
+    best_step: int
+    failures: int
+    history: list[tuple[int, float]]
+    stopped: str
+    seconds: float
+
+    def __post_init__(self) -> None:
+        steps = [self.step, self.best_step, self.failures, *(step for step, _ in self.history)]
+        if min(steps) < 0 or max(steps) > self.step or self.seconds < 0:
+            raise ValueError(f"steps should be 0 to the run's {self.step} and seconds 0 or more")
 
 
 class Run:
@@ -144,16 +164,16 @@ class Run:
         }
 
     def save(self, saver: Checkpointer) -> None:
-        facts = {
-            "run": self._identity(),
-            "step": self.step,
-            "best_quality": self.best_quality if self.history else None,
-            "best_step": self.best_step,
-            "failures": self.failures,
-            "history": self.history,
-            "stopped": self.stopped,
-            "seconds": time.perf_counter() - self.began,
-        }
+        saved = _Saved(
+            step=self.step,
+            best_quality=self.best_quality if self.history else None,
+            best_step=self.best_step,
+            failures=self.failures,
+            history=self.history,
+            stopped=self.stopped,
+            seconds=time.perf_counter() - self.began,
+        )
+        facts = {"run": self._identity(), **dataclasses.asdict(saved)}
         saver.save(self.all, self.optimizer, self.best, facts)
 
     def load(self, saver: Checkpointer) -> None:
@@ -161,12 +181,17 @@ class Run:
         if found is None:
             return
         self.best, facts = found
-        self.step, self.failures = facts["step"], facts["failures"]
-        self.best_step, self.stopped = facts["best_step"], facts["stopped"]
-        if facts["best_quality"] is not None:
-            self.best_quality = facts["best_quality"]
-        self.history = [(step, quality) for step, quality in facts["history"]]
-        self.began = time.perf_counter() - facts["seconds"]
+        try:
+            told = {name: value for name, value in facts.items() if name != "run"}
+            saved = typed(told, _Saved, "a checkpoint's facts")
+        except StrictError as error:
+            raise CheckpointError(f"{error}: remove the checkpoint to start anew") from error
+        self.step, self.failures = saved.step, saved.failures
+        self.best_step, self.stopped = saved.best_step, saved.stopped
+        if saved.best_quality is not None:
+            self.best_quality = saved.best_quality
+        self.history = list(saved.history)
+        self.began = time.perf_counter() - saved.seconds
 
     def _identity(self) -> dict[str, Any]:
         facts = {

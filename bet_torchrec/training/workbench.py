@@ -31,7 +31,8 @@ from .fit import DivergedError, fit
 from .kept import KeptModels, content
 from .optimizers import MakeOptimizer, adam
 from .probe import ProbeCheck
-from .recipes import default_recipe
+from .recipes import default_recipe, rounding_epochs
+from .rounding import RoundedRows
 from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding
 from .trained import Precisions, Trained, as_served, precisions_of
@@ -77,6 +78,9 @@ class TrainingWorkbench:
         ``fine_tuning.max_epochs``. foresight: how much of what a probe's second half gained is
         added to its quality, because wide rows are still learning when narrow ones are done. Both
         as ``recipes.clicks`` has them unless a fine_tuning is given.
+    rounding: a full training's last epochs of a plan with precisions below fp32: with rows read as
+        these round them, and kept where that is better on validation. The recipe's unless given,
+        which is none.
     warm_start: rows are cut as they are ("prefix"), or after turning the tables to their principal
         axes where the model allows it ("rotated").
     check: when a probe with a floor is given up; None never does.
@@ -84,8 +88,8 @@ class TrainingWorkbench:
     its own. On several ranks (``task.team``) all make the same calls in the same order and get the
     same results; tables and optimizer state are whole on every rank, run_dir is one that all read.
 
-    A plan with precisions below fp32 trains in fp32 and is evaluated on its rows as quantisation
-    leaves them.
+    A plan with precisions below fp32 trains in fp32 (but for ``rounding``) and is evaluated on its
+    rows as quantisation leaves them.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class TrainingWorkbench:
         continuing: TrainSettings | None = None,
         probe_share: float | None = None,
         foresight: float | None = None,
+        rounding: TrainSettings | None = None,
         warm_start: WarmStart = "rotated",
         check: ProbeCheck | None = None,
         run_dir: str | Path | None = None,
@@ -126,6 +131,7 @@ class TrainingWorkbench:
         self.continuing = continuing or dataclasses.replace(
             self.training, lr=min(self.training.lr, self.fine_tuning.lr)
         )
+        self.rounding = rounding or recipe.rounding
         self.warm_start = warm_start
         self.check = check
         self.run_dir = None if run_dir is None else Path(run_dir)
@@ -147,7 +153,9 @@ class TrainingWorkbench:
 
     def identity(self) -> dict[str, Any]:
         """Everything that a quality depends on."""
-        settings = ("pretraining", "training", "continuing", "fine_tuning", "check")
+        settings = ["pretraining", "training", "continuing", "fine_tuning", "check"]
+        if self.rounding is not None:
+            settings.append("rounding")
         return {
             "task": dict(self.task.identity()),
             "seed": self.seed,
@@ -327,6 +335,26 @@ class TrainingWorkbench:
             precisions=precisions,
         )
 
+    def rounded(self, trained: Trained, settings: TrainSettings | None = None) -> Trained:
+        """A sized model trained on with its rows read as its precisions round them, in place.
+
+        settings: ``rounding`` unless given, or ``rounding_epochs`` of ``training``. What was there
+        stays where validation likes it better.
+        """
+        if trained.precisions is None or not trained.outcome.ok:
+            return trained
+        settings = settings or self.rounding
+        if settings is None:
+            settings = rounding_epochs(self.training, self.task.steps_per_epoch)
+        rows: SizedEmbedding = trained.embedding
+        kept = {name: value.clone() for name, value in rows.state_dict().items()}
+        module = RoundedRows(rows, trained.precisions).to(self.device)
+        found = self.fit(module, settings=settings, warm=trained, seed=self.seed + 1)
+        if found.outcome.ok and found.quality > trained.quality:
+            return dataclasses.replace(trained, model=found.model, outcome=found.outcome)
+        rows.load_state_dict(kept)
+        return trained
+
     def train(
         self,
         plan: Sizes | Builds,
@@ -430,7 +458,12 @@ class TrainingWorkbench:
         plan: Sizes | None = None,
     ) -> Trained:
         """form: empty tables. plan: of rows to be cut from the full model; None draws them."""
-        start = {} if plan is None else {"start": "full", "from": self._full_facts()}
+        start: dict[str, Any] = {}
+        if plan is not None:
+            start = {"start": "full", "from": self._full_facts()}
+        rounding = None if precisions is None else self.rounding
+        if rounding is not None:
+            start["rounding"] = dataclasses.asdict(rounding)
         facts = {**self._facts(what, settings, seed), **start}
 
         def load(path: Path) -> Trained:
@@ -445,7 +478,7 @@ class TrainingWorkbench:
             if plan is not None:
                 warm, embedding, _ = self._cut(plan)
             assert embedding is not None
-            return self.fit(
+            trained = self.fit(
                 embedding,
                 settings=settings,
                 warm=warm,
@@ -455,6 +488,7 @@ class TrainingWorkbench:
                 log=log,
                 facts={"what": what, **start},
             )
+            return trained if rounding is None else self.rounded(trained, rounding)
 
         return self._kept.get(facts, load, train)
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from bases_cases import KINDS, with_bases
-from masked_cases import ROWS, SIZES, plan_of, table_configs
+from masked_cases import ROWS, SIZES, config, plan_of, table_configs
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -30,6 +31,7 @@ from bet_torchrec.embeddings import (
     QuantizedBudgetedEmbeddingBagCollection,
     routing_torch,
 )
+from bet_torchrec.embeddings.routing import block_key
 from bet_torchrec.planning.budget import Budget
 
 # Drawing weights needs a real generator of the device.
@@ -124,6 +126,46 @@ def test_routing_and_merging_stay_on_the_device(layout, row_order, weighted, tur
     with OnHost() as seen:
         step()
     assert not seen.found
+
+
+class Counted(TorchDispatchMode):
+    """Notes every operator but views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view:
+            self.found.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [("bucketed", ["new_zeros", "index_add_"]), ("prefix", ["index_select"])],
+)
+def test_a_merge_is_one_launch_whatever_the_number_of_tables_and_widths(layout, expected, fake):
+    """26 tables x 4 widths, whose keys come in another order as after sharding."""
+    tables = [config(f"t{i}", 40, 16, f"f{i}") for i in range(26)]
+    sizes = {table.name: np.repeat([16, 8, 4, 2], 10) for table in tables}
+    with unset_fake_temporarily():
+        module = BudgetedEmbeddingBagCollection(
+            tables, plan_of(tables, sizes), layout=layout, device="meta"
+        )
+    widths = {
+        block_key(slot, block): block.width
+        for slot in module.router.slots
+        for block in module.blocks[slot.table]
+    }
+    keys = list(widths)[::-1]
+    values = torch.zeros(BATCH, sum(widths.values()), device="cuda")
+    pooled = KeyedTensor(keys, [widths[key] for key in keys], values)
+    module.merger(pooled)
+    with Counted() as seen:
+        out = module.merger(pooled)
+    assert out.values().shape == (BATCH, 26 * 16)
+    assert seen.found == expected
 
 
 @pytest.mark.parametrize("layout", ["bucketed", "prefix"])

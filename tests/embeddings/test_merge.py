@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from masked_cases import LAYOUTS, SIZES, plan_of, table_configs
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from bet_torchrec.embeddings import blocks
+from bet_torchrec.embeddings import blocks, merge
 from bet_torchrec.embeddings.merge import Merger
 from bet_torchrec.embeddings.routing import Slot, block_key
 from bet_torchrec.planning.plan import Bucket, TablePlan
@@ -52,10 +52,15 @@ def merged_by_padding(tensor, pairs, slots=SLOTS):
     return outputs
 
 
+@pytest.mark.parametrize("by_index", [False, True])
 @pytest.mark.parametrize("batch", [0, 3])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(("layout", "row_order"), LAYOUTS)
-def test_columns_go_where_their_block_has_them(layout, row_order, scaled, batch):
+def test_columns_go_where_their_block_has_them(
+    layout, row_order, scaled, batch, by_index, monkeypatch
+):
+    """by_index: as on a GPU."""
+    monkeypatch.setattr(merge, "by_index", lambda values: by_index)
     laid = {t.name: blocks(PLAN[t.name], layout, row_order) for t in TABLES}
     tensor, pairs = pooled(laid, batch=batch)
     slots = MEAN if scaled else SLOTS
@@ -79,17 +84,19 @@ def test_columns_go_where_their_block_has_them(layout, row_order, scaled, batch)
     torch.testing.assert_close(found, source.grad)
 
 
-def test_gradients_by_differences():
+@pytest.mark.parametrize("by_index", [False, True])
+def test_gradients_by_differences(by_index, monkeypatch):
+    monkeypatch.setattr(merge, "by_index", lambda values: by_index)
     laid = {t.name: blocks(PLAN[t.name], "bucketed") for t in TABLES}
     tensor, _ = pooled(laid, batch=2)
     merger = Merger(MEAN, WIDTHS, laid)
     scale = torch.rand(2, sum(slot.mean for slot in MEAN)).double()
 
-    def merge(values):
+    def merged(values):
         made = KeyedTensor(tensor.keys(), tensor.length_per_key(), values)
         return merger(made, scale).values()
 
-    assert torch.autograd.gradcheck(merge, (tensor.values(),))
+    assert torch.autograd.gradcheck(merged, (tensor.values(),))
 
 
 def test_columns_side_by_side_already_are_not_copied():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from masked_cases import LAYOUTS, ROWS, SIZES, bags, plan_of, table_configs
 from torchrec import KeyedJaggedTensor
 
-from bet_torchrec.embeddings import IdRangeError, blocks, routing
+from bet_torchrec.embeddings import IdRangeError, blocks, routing, routing_torch
 from bet_torchrec.embeddings.routing import Router, Slot, block_key, rank_of_id
 from bet_torchrec.errors import InvalidInputError
 
@@ -23,12 +23,15 @@ SLOTS = [
 ]
 
 
-@pytest.fixture(params=["operator", "torch"], autouse=True, scope="module")
+@pytest.fixture(params=["operator", "torch", "large"], autouse=True, scope="module")
 def way(request):
-    """By our operator, and as it is done without a compiler."""
+    """By our operator, and as it is done without a compiler: at once, and slot by slot."""
     with pytest.MonkeyPatch.context() as patched:
-        if request.param == "torch":
+        if request.param != "operator":
             patched.setattr(routing, "available", lambda: False)
+            if request.param == "large":
+                patched.setattr(routing_torch, "LARGE", 0)
+                patched.setattr(routing_torch, "_PIECE", 7)
         elif not routing.available():
             pytest.skip("no C++ compiler")
         yield request.param
@@ -63,7 +66,7 @@ def bags_of(kjt, weighted):
     return {name: [next(made) for _ in range(kjt.stride())] for name in names}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     choice=st.sampled_from(LAYOUTS),
     seed=st.integers(0, 1000),

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from gloo_ranks import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = REPOSITORY / "examples"
@@ -96,6 +97,21 @@ def torchrun(ranks: int, *arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def test_train_sharded(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun starts one rank; a second run goes on from the checkpoint."""
+    one = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": free_port()}
+    for name, value in {**one, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for steps in (3, 5):
+            out = run("train_sharded", "--steps", str(steps), "--folder", str(tmp_path / "saved"))
+            assert re.findall(r"step (\d+): loss", out) == [str(steps)]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_train_sharded_is_stopped_and_goes_on_with_another_world_size(tmp_path: Path) -> None:
     folder = ("--folder", str(tmp_path / "checkpoint"))

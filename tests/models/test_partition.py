@@ -103,7 +103,10 @@ def on_rank(pg) -> dict[str, object]:
     return found
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+SLOW = (pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))
+
+
+@pytest.fixture(scope="module", params=[2, *SLOW])
 def found(request):
     return on_ranks(on_rank, request.param)
 

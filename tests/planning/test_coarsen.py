@@ -96,7 +96,7 @@ def _counts(rows):
 
 
 @given(plans(), WIDTHS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_laws(plan, widths):
     try:
         coarse = plan.coarsen(widths)

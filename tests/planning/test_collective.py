@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from fake_workbench import FakeWorkbench
-from gloo_ranks import free_port
+from gloo_ranks import on_ranks
 
 from bet_torchrec.errors import InvalidInputError
 from bet_torchrec.planning import BET, Budget, BudgetPlanner, EqualSizes, TableSpec
@@ -21,8 +20,9 @@ BUDGET = Budget.parameters(500)
 QUICK_BET = BET(iterations=6, candidates=5, trainer=FullBatch(steps=2), finalists=2)
 
 
-def scenes(rank, folder):
+def scenes(pg, folder):
     """name -> what this rank gets: a plan's fingerprint or an error."""
+    rank = dist.get_rank(pg)
     bet = BudgetPlanner(budget=BUDGET, sizer=QUICK_BET, seed=1)
     es = BudgetPlanner(budget=BUDGET, sizer=EqualSizes())
     seen = []
@@ -138,20 +138,9 @@ def _swallows(problem):
     return plan
 
 
-def _run(rank, port, folder, queue):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        queue.put((rank, scenes(rank, folder)))
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    queue = mp.get_context("spawn").SimpleQueue()
-    folder = tmp_path_factory.mktemp("collective")
-    mp.spawn(_run, args=(free_port(), folder, queue), nprocs=2)
-    return dict(queue.get() for _ in range(2))
+    return on_ranks(scenes, 2, tmp_path_factory.mktemp("collective"))
 
 
 pytestmark = pytest.mark.distributed

@@ -67,7 +67,7 @@ def affordable_steps(boundaries, widths, model, limit, precision="fp32"):
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     rows=st.lists(st.integers(1, 400), min_size=1, max_size=5),
     widths=st.sampled_from(sorted(WIDTHS)),

@@ -19,18 +19,22 @@ from bet_torchrec.planning.plan import SizePlan
 from bet_torchrec.planning.sizers import (
     BET,
     MDE,
+    MGQE,
     MLET,
     PEP,
     SIZERS,
+    DartsEmb,
     EqualSizes,
     Hashing,
     Magnitude,
     MixedRandom,
+    OptEmbed,
     QuotientRemainder,
     Sensitivity,
     SizingProblem,
 )
 from bet_torchrec.planning.sizers.bet import FullBatch
+from bet_torchrec.planning.sizers.optembed.evolution import Evolution
 from bet_torchrec.planning.tables import TableSpec
 
 
@@ -53,15 +57,19 @@ QUICK = {
     "mr": MixedRandom(),
     "sensitivity": Sensitivity(losses=losses),
     "magnitude": Magnitude(),
-    "pep": PEP(every=1),
+    "pep": PEP(every=1, steps=2),
+    "darts": DartsEmb(),
+    "optembed": OptEmbed(evolution=Evolution(generations=1)),
 }
 FORMS = {  # whose rows share parameters: test_shared_forms has their promises
     "mlet": MLET(factors=(2,)),
     "mde": MDE(),
+    "mgqe": MGQE(),
     "hashing": Hashing(),
     "qr": QuotientRemainder(),
 }
-OWN_ORDERS = ("mr", "magnitude", "pep")  # whose sizes need not follow counts
+OWN_ORDERS = ("mr", "magnitude", "pep", "darts", "optembed")  # whose sizes need not follow counts
+TRAINING = ("magnitude", "pep", "darts", "optembed")  # which need a workbench
 TABLES = (TableSpec("user", 300, 64), TableSpec("item", 500, 32))
 BUDGETS = {
     "sparsity": Budget.sparsity(0.9),
@@ -97,7 +105,7 @@ def make_problem(budget, widths=(4, 8, 16, 32, 64), seed=0, tables=TABLES, count
 
 def solve(name, problem):
     """Its plan; with a workbench where it can't do without."""
-    if name in ("magnitude", "pep"):
+    if name in TRAINING:
         generator = torch.Generator().manual_seed(problem.seed)
         targets = {
             t.name: torch.randn(t.num_embeddings, t.embedding_dim, generator=generator)
@@ -165,7 +173,7 @@ def test_promises(name, budget, tmp_path):
 @pytest.mark.parametrize("name", QUICK)
 @given(data=st.data())
 @settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,9 +46,3 @@ def test_wrong_fields_are_refused(fields):
         TableSpec(*fields)
     with pytest.raises(BetError):
         TableSpec(*fields)
-
-
-def test_planning_does_not_import_torchrec():
-    code = "import sys, bet_torchrec.planning; print('torchrec' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"

@@ -34,7 +34,7 @@ CASES = [  # backbone, sharding, the tables' fused optimizer or None, the other 
     ("ngcf", "row_wise", None, "adam"),
     ("ncf", "table_wise", "sgd", "sgd"),
 ]
-NUMBER = {2: len(CASES), 3: 4}
+NUMBER = {2: 4, 3: len(CASES)}
 RANKS = [2, pytest.param(3, marks=pytest.mark.slow)]
 OPTIMIZERS = {
     # A large eps: Adam's own step turns a gradient's last bit into lr / eps times as much.

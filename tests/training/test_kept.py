@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ def test_the_keys_stay_what_they_were(tmp_path: Path):
     bench.train(SizePlan((user, item), budget, "test"), seed=3)
     # As the first runs of tasks named them. If this fails, put the facts back as they were.
     stems = ["e14ba1663773114d-4cb5ef2afd3ca9b8", "full-6fc83ead66d4b4fb"]
-    assert sorted(p.name for p in (tmp_path / "models").iterdir()) == [
+    assert sorted(p.name for p in (tmp_path / "models").iterdir() if p.is_file()) == [
         stem + suffix for stem in stems for suffix in (".jsonl", ".safetensors")
     ]
 
@@ -44,3 +46,29 @@ def test_without_a_folder_nothing_is_kept():
     given = []
     kept.get({}, None, lambda **more: given.append(more))
     assert given == [{"checkpoint": None, "log": None}]
+
+
+class Model:
+    """What a training ends in."""
+
+    def save(self, path, *, facts):
+        path.write_text("weights")
+
+
+def test_a_folder_shared_by_several_trains_each_model_once(tmp_path: Path):
+    """A thread each: the lock is the kernel's, for whoever opens the folder."""
+    trained = []
+
+    def train(*, checkpoint, log):
+        trained.append(log.stem)
+        time.sleep(0.05)
+        return Model()
+
+    def get(what: str):
+        found = KeptModels(tmp_path, Alone()).get({"what": what}, lambda p: p.read_text(), train)
+        return found if isinstance(found, str) else "trained"
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(get, ["full", "plan"] * 3))
+    assert sorted(found) == ["trained"] * 2 + ["weights"] * 4
+    assert sorted(name.split("-")[0] for name in trained) == ["full", "plan"]

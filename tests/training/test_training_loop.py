@@ -200,6 +200,40 @@ def test_log_and_progress(tmp_path: Path, capsys):
     assert "training" in capsys.readouterr().err
 
 
+SAVED = {
+    "step": 4,
+    "best_quality": 0.5,
+    "best_step": 2,
+    "failures": 1,
+    "history": [[2, 0.5], [4, 0.25]],
+    "stopped": "",
+    "seconds": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"step": "4"}, "facts.step should be an int, got '4'"),
+        ({"step": -1}, "steps should be 0 to"),
+        ({"best_step": 5}, "steps should be 0 to the run's 4"),
+        ({"history": [[2, "x"]]}, "history.0..1. should be a finite number"),
+        ({"history": None}, "history should be"),
+        ({"more": 1}, "has no 'more'"),
+    ],
+)
+def test_facts_of_other_types_are_refused(change, says):
+    class Crafted:
+        def save(self, *_):
+            pytest.fail("nothing is to be saved")
+
+        def load(self, model, optimizer, run):
+            return None, {"run": run, **SAVED, **change}
+
+    with pytest.raises(CheckpointError, match=says):
+        run(*untrained(), checkpoint=Crafted())
+
+
 def test_foreign_and_broken_checkpoints(tmp_path: Path):
     checkpoint = tmp_path / "state"
     run(*untrained(), checkpoint=checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from bet_torchrec.training import (
     ProbeCheck,
     TrainingWorkbench,
     TrainSettings,
+    rounding_epochs,
 )
 
 SPLIT = small_split()
@@ -101,6 +103,28 @@ def test_probes_repeat_and_leave_the_full_model_alone(bench):
     assert first > bench.fine_tune(plan_of(bench, 1)).quality
 
 
+def test_a_probe_takes_its_share_of_the_full_models_epochs(bench):
+    full = bench.full().outcome.epochs
+    assert bench.probe_epochs() == PROBE.max_epochs
+    longer = workbench(probe_share=0.8)
+    assert longer.probe_epochs() == math.ceil(0.8 * full) > PROBE.max_epochs
+    plan = plan_of(longer, 4)
+    assert longer.fine_tuned(plan).outcome.epochs == longer.probe_epochs()
+    with pytest.raises(InvalidInputError, match="probe_share should be from 0 to 1, got 2"):
+        workbench(probe_share=2)
+
+
+def test_a_probe_foresees_half_of_what_its_second_half_gained(bench):
+    plan = plan_of(bench, 4)
+    foreseeing = workbench(foresight=0.5)
+    (half_step, half), (end_step, end) = foreseeing.fine_tuned(plan).outcome.history
+    assert half_step == math.ceil(end_step / 2)
+    expected = max(half, end) + 0.5 * max(end - half, 0.0)
+    assert foreseeing.fine_tune(plan).quality == pytest.approx(expected)
+    assert foreseeing.fine_tune(plan, epochs=0).quality == bench.fine_tune(plan, epochs=0).quality
+    assert foreseeing.identity() != bench.identity()
+
+
 def test_a_hopeless_probe_stops(bench):
     checked = workbench(check=ProbeCheck(after=0.34, margin=0.9))
     checked.__dict__["_full"] = bench.full()
@@ -157,7 +181,7 @@ def test_permuting_the_test_items_changes_nothing(tmp_path: Path):
     found = []
     for split in (SPLIT, dataclasses.replace(SPLIT, test=other_test)):
         bench = workbench(split=split)
-        sizer = BET(iterations=6, candidates=6, finalists=2)
+        sizer = BET(iterations=4, candidates=6, finalists=1)
         planner = BudgetPlanner(budget=Budget.sparsity(0.8), widths="any", sizer=sizer)
         plan = planner.plan(bench.tables, bench.counts(), workbench=bench, progress=False)
         tables = bench.train_model(plan).full_tables()
@@ -193,6 +217,30 @@ def test_quantised_plans_are_evaluated_as_stored(bench):
         assert model.evaluate(part="validation").quality() == scores[precision]
     assert scores["int8"] == pytest.approx(scores["fp32"], rel=0.05)
     assert scores["int2"] != scores["fp32"]
+
+
+def test_rounding_epochs_are_off_unless_asked_for_and_never_worse(tmp_path: Path):
+    plain = workbench(run_dir=tmp_path)
+    plan = plan_of(plain, 8, "int2")
+    before = plain.train_model(plan)
+    assert plain.rounding is None
+    assert "rounding" not in plain.identity()
+    settings = rounding_epochs(SETTINGS, plain.task.steps_per_epoch)
+    rounding = workbench(run_dir=tmp_path, rounding=settings)
+    assert rounding.identity()["rounding"]["lr_decay"] == 0.5
+    after = rounding.train_model(plan)
+    assert after.quality > before.quality
+    # What is kept is what is served: the rows as int2 leaves them.
+    assert after.quality == pytest.approx(after.evaluate(part="validation").quality())
+    again = workbench(run_dir=tmp_path, rounding=settings).train_model(plan)
+    assert all(
+        torch.equal(again.full_tables()[name], table) for name, table in after.full_tables().items()
+    )
+    # Where it does not help, nothing changes.
+    hopeless = dataclasses.replace(settings, lr=1e3, max_epochs=1)
+    kept = {name: table.clone() for name, table in before.full_tables().items()}
+    assert plain.rounded(before, hopeless) is before
+    assert all(torch.equal(before.full_tables()[name], table) for name, table in kept.items())
 
 
 def test_precisions_follow_ids(bench):

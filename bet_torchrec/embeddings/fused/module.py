@@ -18,12 +18,10 @@ from torchrec.optim.fused import FusedOptimizerModule
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from ...errors import InvalidInputError
-from ..bases import coordinate_plan
 from ..layout import Block
 from ..module import BudgetedEmbeddingBagCollection
 from ..native.batch import Batch, batch_of
 from ..native.calls import IdFault
-from ..native.tables import laid
 from .optimizer import RULES, FusedStep, Rule, new_state
 
 
@@ -71,17 +69,6 @@ class FusedBudgetedEmbeddingBagCollection(nn.Module, FusedOptimizerModule):
         self.module = module
         self.optimizer: Rule = optimizer
         weights = self._weights()
-        self._laid = laid(
-            module.router.slots,
-            {table.name: coordinate_plan(module.plan[table.name]) for table in module.tables},
-            module.blocks,
-            {
-                block.name: 4 * weight.shape[1]
-                for block, weight in zip(self._blocks(), weights, strict=True)
-            },
-            {block.name: "fp32" for block in self._blocks()},
-            module.router.map_starts,
-        )
         self.states = nn.Module()
         for block, weight in zip(self._blocks(), weights, strict=True):
             if (state := new_state(optimizer, weight)) is not None:
@@ -228,7 +215,7 @@ class _Step(torch.autograd.Function):
 
 
 def _tables(fused: FusedBudgetedEmbeddingBagCollection) -> tuple[Tensor | None, ...]:
-    own = fused._laid
+    own = fused.module.router.laid
     return own.slots, own.tables, own.blocks, fused.module.router.map
 
 

@@ -16,7 +16,7 @@ _INTEGERS = (torch.int32, torch.int64)
 
 
 class IdFault(Exception):
-    """Some id is out of its table's range; whoever knows names tells the user."""
+    """Some id is out of its table's range: (slot, id). Whoever knows names tells the user."""
 
 
 class Bags(ctypes.Structure):
@@ -146,5 +146,5 @@ def _error(bags: Bags, fault: Fault) -> Exception:
         5: f"weights should be one an id, {count}, got {value}",
     }
     if fault.problem not in said:
-        return IdFault()
+        return IdFault(place, value)
     return InvalidInputError(said[fault.problem] + ": make the KeyedJaggedTensor anew")

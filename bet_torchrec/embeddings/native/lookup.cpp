@@ -28,6 +28,9 @@ bool pool(const Bags& bags, const Tables& all, const int64_t* starts, int64_t sl
   const int64_t from = starts[first], to = starts[end];
   if (int64_t(found.size()) < to - from) found.resize(to - from);
   if (!places<Id>(bags, all, slot, from, to, found.data(), fault)) return false;
+  std::vector<Grid> grids;
+  for (int64_t k = table.first_block; k < table.end_block; ++k)
+    if (all.blocks[k].decoder == kColumns) grids.emplace_back(all.blocks[k], all.row(k, 0));
   for (int64_t b = first; b < end; ++b) {
     float* columns = out + b * ld + own.column;
     int64_t filled = 0;
@@ -48,8 +51,14 @@ bool pool(const Bags& bags, const Tables& all, const int64_t* starts, int64_t sl
       while (k < table.end_block) {
         const Block& block = all.blocks[k];
         const int64_t row = block.row(at.rank);
-        add_row(block, all.row(k, row), c, columns + block.column,
-                std::min(block.width, std::max<int64_t>(0, filled - block.column)));
+        float* to = columns + block.column;
+        const int64_t known = std::min(block.width, std::max<int64_t>(0, filled - block.column));
+        if (block.decoder == kColumns) {  // then all of the table's blocks are so
+          Grid& grid = grids[k - table.first_block];
+          add_columns(grid, grid.readable(all.row(k, row), row), c, to, block.width, known);
+        } else {
+          add_row(block, all.row(k, row), c, to, known);
+        }
         reach = block.column + block.width;
         if (kept) kept[i] = (k << kBlockShift) | row;
         k = table.alone ? table.end_block : all.holder(table, at.rank, k + 1);

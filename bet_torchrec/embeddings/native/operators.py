@@ -16,18 +16,20 @@ from torch import Tensor
 
 from .calls import Bags, Tables, addresses, integer, integers, pointer, run, threads
 
-_LIBRARY = torch.library.Library("bet_torchrec", "DEF")
-_BATCH = "int count, int bags, Tensor ids, Tensor? lengths, Tensor? offsets, Tensor? bag_weights"
-_TABLES = "Tensor slots, Tensor tables, Tensor blocks, Tensor? map"
+LIBRARY = torch.library.Library("bet_torchrec", "DEF")
+BATCH = "int count, SymInt bags, Tensor ids, Tensor? lengths, Tensor? offsets, Tensor? bag_weights"
+TABLES = "Tensor slots, Tensor tables, Tensor blocks, Tensor? map"
 _Kernel = Callable[..., Any]
 
 
-def _operator(schema: str, fake: _Kernel) -> Callable[[_Kernel], _Kernel]:
+def operator(schema: str, fake: _Kernel, backend: str = "CPU") -> Callable[[_Kernel], _Kernel]:
+    """Register a kernel under its schema, and what it returns while tracing."""
+
     def register(kernel: _Kernel) -> _Kernel:
         name = schema.split("(")[0]
-        _LIBRARY.define(schema)
-        _LIBRARY.impl(name, kernel, "CPU")
-        torch.library.register_fake(f"bet_torchrec::{name}", fake, lib=_LIBRARY)
+        LIBRARY.define(schema)
+        LIBRARY.impl(name, kernel, backend)
+        torch.library.register_fake(f"bet_torchrec::{name}", fake, lib=LIBRARY)
         return kernel
 
     return register
@@ -37,8 +39,8 @@ def _pooled(rows: Tensor, starts: Tensor, features: list[int], width: int, *batc
     return rows.new_empty(batch[1], width, dtype=torch.float32)
 
 
-@_operator(
-    f"serve(Tensor rows, Tensor starts, int[] features, int width, {_BATCH}, {_TABLES}) -> Tensor",
+@operator(
+    f"serve(Tensor rows, Tensor starts, int[] features, int width, {BATCH}, {TABLES}) -> Tensor",
     _pooled,
 )
 def serve(
@@ -81,9 +83,7 @@ def _looked_up(weights: list[Tensor], width: int, *batch: Any) -> tuple[Tensor, 
     return ids.new_empty(bags, width, dtype=torch.float32), torch.empty_like(ids, dtype=torch.int64)
 
 
-@_operator(
-    f"lookup(Tensor[] weights, int width, {_BATCH}, {_TABLES}) -> (Tensor, Tensor)", _looked_up
-)
+@operator(f"lookup(Tensor[] weights, int width, {BATCH}, {TABLES}) -> (Tensor, Tensor)", _looked_up)
 def lookup(
     weights: list[Tensor],
     width: int,
@@ -113,9 +113,9 @@ def lookup(
     return out, places
 
 
-@_operator(
+@operator(
     "update_(Tensor(a!)[] weights, Tensor(b!)[] states, Tensor gradient, Tensor places, "
-    f"int optimizer, float lr, float eps, {_BATCH}, {_TABLES}) -> ()",
+    f"int optimizer, float lr, float eps, {BATCH}, {TABLES}) -> ()",
     lambda *_: None,
 )
 def update_(
@@ -167,9 +167,9 @@ def _routed(
     )
 
 
-@_operator(
+@operator(
     "route(int[] features, int[] firsts, int pairs, bool places, "
-    f"{_BATCH}, {_TABLES}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"{BATCH}, {TABLES}) -> (Tensor, Tensor, Tensor, Tensor)",
     _routed,
 )
 def route(

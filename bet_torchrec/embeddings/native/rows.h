@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -118,9 +118,11 @@ struct Table {
   int64_t rows, map, first_block, end_block, alone;
 };
 // Ranks [first, end), columns [column, column + width), in rows of `bytes` bytes, as `decoder` reads
-// them. The row of rank r is (r - first) * stride % rows.
+// them. The row of rank r is (r - first) * stride % rows. coded: of column codes, how many columns
+// have a grid, in numbers of `number` bytes; the grids lie behind the rows, and width is rounded up
+// to whole eights.
 struct Block {
-  int64_t first, end, stride, rows, column, width, bytes, decoder;
+  int64_t first, end, stride, rows, column, width, bytes, decoder, coded, number;
 
   bool holds(int64_t rank) const { return rank >= first && rank < end; }
   int64_t row(int64_t rank) const {
@@ -193,9 +195,8 @@ inline float half(const uint8_t* at) {
 #endif
 }
 
-// How a block's rows read: an entry of this list and a case in `add_row` make a new format, for
-// instance one with a scale and an offset a column.
-enum Decoder : int64_t { kFp32, kFp16, kInt8, kInt4, kInt2 };
+// How a block's rows read: an entry of this list and a case in `add_row` make a new format.
+enum Decoder : int64_t { kFp32, kFp16, kInt8, kInt4, kInt2, kColumns };
 
 typedef float Floats __attribute__((vector_size(32)));
 typedef uint32_t Words __attribute__((vector_size(32)));
@@ -252,6 +253,91 @@ inline void add_codes(const uint8_t* row, float c, float* to, int64_t width, int
         return scale * float((codes[j / each] >> (j % each * Bits)) & ((1 << Bits) - 1)) + bias;
       },
       [&](int64_t j) { return scale * eight_codes<Bits>(codes + j / each) + bias; });
+}
+
+// Column codes: each column in its own bits, its code in two bytes at most. Made anew for every
+// task from what is kept of a block, scale and offset (fp32 or fp16) and bits (a byte) a column, in
+// this order behind its last row. Eight columns are decoded from the 16 bytes that begin where the
+// first one's code does.
+struct Grid {
+  static constexpr int64_t kLoad = 16;
+  std::vector<float> scale, offset;
+  std::vector<int32_t> byte;
+  std::vector<uint32_t> shift, mask, shuffle;  // shuffle: where a column's two bytes are of 16
+  int64_t bytes, safe;  // from row `safe` on, a load might reach behind what is the block's
+  std::vector<uint8_t> copy;
+
+  Grid(const Block& block, const uint8_t* rows)
+      : scale(block.width), offset(block.width), byte(block.width), shift(block.width),
+        mask(block.width), shuffle(block.width, 0x80808080u), bytes(block.bytes),
+        copy(block.bytes + kLoad) {
+    const int64_t n = block.coded;
+    const uint8_t* at = rows + block.rows * block.bytes;
+    int32_t place = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      scale[j] = number(block, at + block.number * j);
+      offset[j] = number(block, at + block.number * (n + j));
+      const uint8_t bits = at[2 * block.number * n + j];
+      byte[j] = place / 8;
+      shift[j] = place % 8;
+      mask[j] = (1u << bits) - 1;
+      const uint32_t own = byte[j] - byte[j / 8 * 8];
+      shuffle[j] = 0x80800000u | (own + 1) << 8 | own;
+      place += bits;
+    }
+    for (int64_t j = n; j < block.width; ++j) byte[j] = byte[j / 8 * 8];
+    // A row's last load ends at most kLoad bytes behind it; grids are the block's own memory too.
+    const int64_t behind = (2 * block.number + 1) * n;
+    const int64_t reaching = kLoad <= behind || !bytes ? 0 : (kLoad - behind + bytes - 1) / bytes;
+    safe = bytes ? std::max<int64_t>(0, block.rows - reaching) : 0;
+  }
+
+  // The row, or where it may be read beyond its end.
+  const uint8_t* readable(const uint8_t* row, int64_t number) {
+    if (number < safe) return row;
+    std::memcpy(copy.data(), row, bytes);
+    return copy.data();
+  }
+
+  static float number(const Block& block, const uint8_t* at) {
+    if (block.number == 2) return half(at);
+    float value;
+    std::memcpy(&value, at, 4);
+    return value;
+  }
+};
+
+inline void add_columns(const Grid& grid, const uint8_t* row, float c, float* to, int64_t width,
+                        int64_t filled) {
+  add(
+      to, width, filled,
+      [&](int64_t j) {
+        const uint32_t word = row[grid.byte[j]] | uint32_t(row[grid.byte[j] + 1]) << 8;
+        return c * (grid.scale[j] * float((word >> grid.shift[j]) & grid.mask[j]) + grid.offset[j]);
+      },
+      [&](int64_t j) {
+        typedef int32_t Ints __attribute__((vector_size(32)));
+        Words words, shift, mask;
+        Floats scale, offset;
+        std::memcpy(&shift, &grid.shift[j], 32);
+        std::memcpy(&mask, &grid.mask[j], 32);
+        std::memcpy(&scale, &grid.scale[j], 32);
+        std::memcpy(&offset, &grid.offset[j], 32);
+#if defined(__AVX2__)
+        const __m128i found =
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + grid.byte[j]));
+        const __m256i places =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&grid.shuffle[j]));
+        words = Words(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(found), places));
+#else
+        for (int k = 0; k < 8; ++k) {
+          const uint8_t* at = row + grid.byte[j + k];
+          words[k] = at[0] | uint32_t(at[1]) << 8;
+        }
+#endif
+        const Words codes = (words >> shift) & mask;
+        return c * (scale * __builtin_convertvector(Ints(codes), Floats) + offset);
+      });
 }
 
 inline void add_row(const Block& block, const uint8_t* row, float c, float* to, int64_t filled) {

@@ -19,20 +19,30 @@ if TYPE_CHECKING:
     from ..routing import Slot
 
 
-DECODERS = ("fp32", "fp16", "int8", "int4", "int2")  # in the order of rows.h
+DECODERS = ("fp32", "fp16", "int8", "int4", "int2", "columns")  # in the order of rows.h
 
 
 @dataclass(frozen=True, eq=False)
 class Laid:
     """How tables lie in memory.
 
-    slots: int64 (S, 4). tables: int64 (T, 5). blocks: int64 (K, 8), table by table. Fields are
+    slots: int64 (S, 4). tables: int64 (T, 5). blocks: int64 (K, 10), table by table. Fields are
     those of the structs in rows.h.
     """
 
     slots: Tensor
     tables: Tensor
     blocks: Tensor
+
+    def of_slot(self, slot: int) -> Laid:
+        """One slot alone, whose columns begin at 0, with its table and blocks."""
+        table, _, dim, mean = self.slots[slot].tolist()
+        rows, start, first, end, alone = self.tables[table].tolist()
+        return Laid(
+            integers([(0, 0, dim, mean)], 4),
+            integers([(rows, start, 0, end - first, alone)], 5),
+            self.blocks[first:end].clone(),
+        )
 
 
 def laid(
@@ -67,15 +77,15 @@ def laid(
             decoder = DECODERS.index(precisions[block.name])
             end = block.first_rank + block.rows
             where = (block.first_rank, end, block.stride, block.rows)
-            shape = (block.first_column, block.width, row_bytes[block.name], decoder)
+            shape = (block.first_column, block.width, row_bytes[block.name], decoder, 0, 0)
             block_rows.append((*where, *shape))
     return Laid(
-        _integers(slot_rows, 4),
-        _integers(table_rows, 5),
-        _integers(block_rows, 8),
+        integers(slot_rows, 4),
+        integers(table_rows, 5),
+        integers(block_rows, 10),
     )
 
 
-def _integers(rows: Sequence[tuple[int, ...]], fields: int) -> Tensor:
+def integers(rows: Sequence[tuple[int, ...]], fields: int) -> Tensor:
     # On the CPU whatever the default device is.
     return torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
@@ -30,6 +31,8 @@ def bags_of(features: KeyedJaggedTensor, slots: Sequence[Slot]) -> tuple[JaggedT
 
 def _by_feature(features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
     """Unlike ``to_dict``, of a batch without examples too."""
+    if torch.compiler.is_compiling():  # it alone tells a graph what the lengths add up to
+        return dict(features.to_dict())
     keys = features.keys()
     ids = features.values().split(features.length_per_key())
     if features.variable_stride_per_key():

@@ -107,6 +107,9 @@ class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
             return as_leaf(self, features)
         features = maybe_td_to_kjt(features, None)
         check_shapes(features)
+        if torch.compiler.is_compiling():
+            weights = {n: [self.weight(block) for block in own] for n, own in self.blocks.items()}
+            return self.router.as_operators(features, weights, self.bases.rows)
         routed = self.router(features)
         parts = zip(self.embedding_collections.values(), routed.features, strict=True)
         found = [collection(part) for collection, part in parts]

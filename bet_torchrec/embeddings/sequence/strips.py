@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from ..layout import Block
+from ..native.tables import Laid
 from ..routing import Router, Slot, block_key
 from .bags import bags_of, named
 
@@ -99,6 +100,8 @@ class StripRouter:
         self.router, self.width, self.need_indices = router, width, need_indices
         self.slots: tuple[Slot, ...] = router.slots
         self.strips = strips(router, blocks)
+        alone = [router.laid.of_slot(number) for number in range(len(self.slots))]
+        self._laid = [(own, int(own.slots[0, 2])) for own in alone]
         self._order = [place for strip in self.strips for place in strip.at]
         self._orders: dict[torch.device, Tensor] = {}
 
@@ -141,6 +144,42 @@ class StripRouter:
             bags,
             len(ids),
         )
+
+    def as_operators(
+        self,
+        features: KeyedJaggedTensor,
+        weights: Mapping[str, Sequence[Tensor]],
+        turned: Callable[[str, Tensor], Tensor],
+    ) -> dict[str, JaggedTensor]:
+        """The whole lookup, for a graph to be compiled or exported: routing would break it.
+
+        weights: by table, its blocks'. turned: as for ``output``.
+        """
+        bags = bags_of(features, self.slots)
+        stored = [
+            self._rows(bag.values(), weights[slot.table], own, width)
+            for bag, slot, (own, width) in zip(bags, self.slots, self._laid, strict=True)
+        ]
+        rows = [turned(slot.table, own) for slot, own in zip(self.slots, stored, strict=True)]
+        return named(self.slots, bags, rows, need_indices=self.need_indices)
+
+    def _rows(self, ids: Tensor, weights: Sequence[Tensor], laid: Laid, width: int) -> Tensor:
+        """(ids, width): bags of one id each."""
+        count = ids.numel()  # not len(ids), which is a number and no symbol
+        if not weights:  # every row was dropped: zeros, through which a loss may still be taken
+            zeros = torch.zeros(count, width, device=ids.device)
+            return zeros.requires_grad_(torch.is_grad_enabled())
+        rows: Tensor = torch.ops.bet_torchrec.pool(
+            list(weights),
+            [0],
+            width,
+            *(1, count, ids, None, torch.arange(count + 1, device=ids.device), None),
+            laid.slots,
+            laid.tables,
+            laid.blocks,
+            self.router.map_on(ids.device),
+        )
+        return rows.float()
 
     def _order_on(self, device: torch.device) -> Tensor:
         if device not in self._orders:

@@ -6,13 +6,16 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from .bet import BET
+from .darts import DartsEmb
 from .equal_sizes import EqualSizes
 from .forms import Form, FormPlan
 from .hashing import Hashing, QuotientRemainder
 from .magnitude import Magnitude
+from .mgqe import MGQE
 from .mixed_dimensions import MDE
 from .mixed_random import MixedRandom
 from .mlet import MLET
+from .optembed import OptEmbed
 from .pep import PEP
 from .problem import SizingProblem
 from .sensitivity import Sensitivity
@@ -21,9 +24,11 @@ from .workbench import Evaluate, Sized, Sizer, Start, Train, Trained, Workbench
 __all__ = [
     "BET",
     "MDE",
+    "MGQE",
     "MLET",
     "PEP",
     "SIZERS",
+    "DartsEmb",
     "EqualSizes",
     "Evaluate",
     "Form",
@@ -31,6 +36,7 @@ __all__ = [
     "Hashing",
     "Magnitude",
     "MixedRandom",
+    "OptEmbed",
     "QuotientRemainder",
     "Sensitivity",
     "Sized",
@@ -52,6 +58,9 @@ SIZERS: Mapping[str, Callable[..., Sizer]] = MappingProxyType(
         "pep": PEP,
         "mlet": MLET,
         "mde": MDE,
+        "mgqe": MGQE,
+        "darts": DartsEmb,
+        "optembed": OptEmbed,
         "hashing": Hashing,
         "qr": QuotientRemainder,
     }

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,12 +42,21 @@ class Form(Protocol):
         """{name: array or what ``repr`` tells}: all that ``build`` depends on but the seed."""
 
 
+@runtime_checkable
+class Coded(Protocol):
+    """A ``Form`` whose rows are codes: what they know lies there, so codes count as weights do."""
+
+    def code_bytes(self) -> int:
+        """Of ``index_bytes``, what is learnt: in parameters 4 of them are one."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FormPlan:
     """A form within a budget; a ``Sized``. Equal and hashed by content, as a ``SizePlan`` is.
 
-    In parameters, weights alone count, as papers count them; ``bytes`` is the honest figure. In
-    bytes, every matrix is a table in fp32 (or fp16), and indices count too.
+    In parameters, weights alone count (and learnt codes, four bytes as one), as papers count them;
+    ``bytes`` is the honest figure. In bytes, every matrix is a table in fp32 (or fp16), and indices
+    count too.
     starts: where its training may start; "full" takes the full model's weights beside the tables.
     notes: what else a report should say of it.
 
@@ -91,11 +100,11 @@ class FormPlan:
 
     def parameters(self) -> int:
         """Weights kept for inference, as papers count them."""
-        return sum(rows * width for rows, width in self.form.shapes())
+        return _weights(self.form) + _code_words(self.form)
 
     def bytes(self) -> int:
         """Weights in fp32 and all indices."""
-        return FP32 * self.parameters() + self.form.index_bytes()
+        return FP32 * _weights(self.form) + self.form.index_bytes()
 
     def build(self, seed: int) -> EmbeddingModule:
         """Its tables as a module that trains, freshly drawn."""
@@ -139,7 +148,18 @@ def form_cost(form: Form, budget: Budget) -> int:
     memory = MemoryModel.for_budget(budget)
     dtype = float_dtype(budget)
     weights = sum(memory.bucket_cost(width, rows, dtype) for rows, width in form.shapes())
-    return weights + (form.index_bytes() * budget.world_size if budget.unit == "bytes" else 0)
+    if budget.unit == "bytes":
+        return weights + form.index_bytes() * budget.world_size
+    return weights + _code_words(form)
+
+
+def _weights(form: Form) -> int:
+    return sum(rows * width for rows, width in form.shapes())
+
+
+def _code_words(form: Form) -> int:
+    """Learnt codes as weights of four bytes."""
+    return -(-form.code_bytes() // FP32) if isinstance(form, Coded) else 0
 
 
 def float_dtype(budget: Budget) -> str:

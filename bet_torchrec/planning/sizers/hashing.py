@@ -18,6 +18,7 @@ from ...errors import InvalidInputError
 from ..tables import TableSpec
 from .forms import FormPlan, form_cost, form_plan, infeasible
 from .problem import SizingProblem
+from .weights import TableWeights, attribute
 
 _PRIME = 2**31 - 1  # ids are below it
 Compose = Literal["multiply", "add"]
@@ -157,17 +158,18 @@ class SharedEmbedding(nn.Module):
         super().__init__()
         self.width = max(form.dim(part) for part in form.parts)
         self._form, self._parts = form, {part.table.name: part for part in form.parts}
-        self.first, self.second = nn.ParameterDict(), nn.ParameterDict()
+        first, second = {}, {}
         for name, part in self._parts.items():
             drawn = torch.randn(part.rows[0], form.dim(part), generator=generator)
-            self.first[name] = nn.Parameter(drawn * form.init_std)
+            first[name] = drawn * form.init_std
             if len(part.rows) > 1:
                 drawn = torch.randn(part.rows[1], form.dim(part), generator=generator)
                 around = 1.0 if form.compose == "multiply" else 0.0
-                self.second[name] = nn.Parameter(around + drawn * form.init_std)
+                second[name] = around + drawn * form.init_std
             # drawn last, so that a seed decides a table's entries and its hash
             numbers = torch.randint(1, _PRIME, (2,), generator=generator)
-            self.register_buffer(f"hash_{name}", numbers)
+            self.register_buffer(f"hash_{attribute(name)}", numbers)
+        self.first, self.second = TableWeights(first), TableWeights(second)
 
     def lookup(self, name: str, ids: Tensor) -> Tensor:
         first, part = self.first[name], self._parts[name]
@@ -178,7 +180,7 @@ class SharedEmbedding(nn.Module):
             quotients = F.embedding(ids // len(first), self.second[name])
             rows = rows * quotients if self._form.compose == "multiply" else rows + quotients
         else:
-            a, b = getattr(self, f"hash_{name}")
+            a, b = getattr(self, f"hash_{attribute(name)}")
             rows = F.embedding((a * ids + b) % _PRIME % len(first), first)
         missing = self.width - rows.shape[1]
         return F.pad(rows, (0, missing)) if missing else rows

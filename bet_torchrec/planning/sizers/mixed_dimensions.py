@@ -18,6 +18,7 @@ from ...errors import InvalidInputError
 from ..counts import RowCounts
 from .forms import FormPlan, form_cost, form_plan, infeasible
 from .problem import SizingProblem
+from .weights import attribute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,21 +199,20 @@ class BlockEmbedding(nn.Module):
                 if width < table.dim:
                     matrix = torch.randn(width, table.dim, generator=generator) / width**0.5
                     maps[str(b)] = nn.Parameter(matrix)
-            # prefixed: a ModuleDict refuses the names of its own methods, as "items"
-            self.rows[f"rows_{table.name}"], self.maps[f"maps_{table.name}"] = rows, maps
+            self.rows[attribute(table.name)], self.maps[attribute(table.name)] = rows, maps
             ranks = None
             if table.order is not None:
                 order = torch.from_numpy(table.order.astype(np.int64))
                 ranks = torch.empty_like(order)
                 ranks[order] = torch.arange(len(order))
-            self.register_buffer(f"ranks_{table.name}", ranks, persistent=False)
+            self.register_buffer(f"ranks_{attribute(table.name)}", ranks, persistent=False)
 
     def table(self, name: str) -> Tensor:
-        rows: Any = self.rows[f"rows_{name}"]
-        maps: Any = self.maps[f"maps_{name}"]
+        rows: Any = self.rows[attribute(name)]
+        maps: Any = self.maps[attribute(name)]
         blocks = [block @ maps[str(b)] if str(b) in maps else block for b, block in enumerate(rows)]
         ranked = nn.functional.pad(torch.cat(blocks), (0, self.width - blocks[0].shape[1]))
-        ranks = getattr(self, f"ranks_{name}")
+        ranks = getattr(self, f"ranks_{attribute(name)}")
         return ranked if ranks is None else ranked.index_select(0, ranks)
 
     def lookup(self, name: str, ids: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ...errors import InvalidInputError
 from ..tables import TableSpec
 from .forms import FormPlan, form_cost, form_plan, infeasible, workbench_of
 from .problem import SizingProblem
+from .weights import TableWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +142,11 @@ class FactoredEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.width = max(d for _, _, d in sizes.values())
-        self.first, self.second = nn.ParameterDict(), nn.ParameterDict()
+        first, second = {}, {}
         for name, (rows, k, d) in sizes.items():
-            first = torch.randn(rows, k, generator=generator) * init_std
-            self.first[name] = nn.Parameter(first)
-            self.second[name] = nn.Parameter(torch.randn(k, d, generator=generator) / k**0.5)
+            first[name] = torch.randn(rows, k, generator=generator) * init_std
+            second[name] = torch.randn(k, d, generator=generator) / k**0.5
+        self.first, self.second = TableWeights(first), TableWeights(second)
 
     def table(self, name: str) -> Tensor:
         return self._padded(self.first[name] @ self.second[name])

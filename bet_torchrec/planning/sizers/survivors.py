@@ -22,6 +22,7 @@ from .fixed_precision import one_precision
 from .forms import float_dtype, infeasible
 from .id_maps import spend_unneeded_maps
 from .problem import SizingProblem
+from .weights import attribute
 
 Masks = Mapping[str, NDArray[np.bool_]]
 """{table: (R, d), whether an entry survives}."""
@@ -125,14 +126,7 @@ def sizes_plan(
         InvalidInputError: the budget does not allow this precision.
         InfeasibleBudgetError: nothing fits in this precision.
     """
-    orders, falling = [], []
-    for table, counts in zip(problem.tables, problem.counts, strict=True):
-        values = np.asarray(wanted[table.name], dtype=np.float64)
-        by_rank = np.arange(len(values)) if counts.order is None else counts.order
-        order = by_rank[np.argsort(-values[by_rank], kind="stable")].astype(np.int32)
-        ranked = (order == np.arange(len(order))).all()
-        orders.append(None if ranked else order)
-        falling.append(values[order])
+    orders, falling = by_wish(problem, wanted)
     mapped = tuple(order is not None for order in orders)
     precision, space = one_precision(problem, precision)
     maps = sum(
@@ -146,15 +140,31 @@ def sizes_plan(
     low, high = 0.0, 2.0 * space.widths[-1].item() / least
     for _ in range(60):
         scale = (low + high) / 2
-        cost = int(steps.cost(_boundaries(problem, space, falling, scale)[None])[0])
+        cost = int(steps.cost(boundaries_at(problem, space, falling, scale)[None])[0])
         low, high = (scale, high) if cost <= space.limit else (low, scale)
-    boundaries = settle(_boundaries(problem, space, falling, low)[None], steps, space.limit)[0]
+    boundaries = settle(boundaries_at(problem, space, falling, low)[None], steps, space.limit)[0]
     boundaries = spend_unneeded_maps(problem, space, boundaries, every, mapped=mapped)
     precisions = (precision,) * len(problem.tables)
     return problem.plan(boundaries, precisions, sizer, metadata, orders=orders)
 
 
-def _boundaries(
+def by_wish(
+    problem: SizingProblem, wanted: Mapping[str, NDArray[Any]]
+) -> tuple[list[NDArray[np.int32] | None], list[NDArray[np.float64]]]:
+    """Tables' rows by what they want, ties by rank (None: in the ids' order), and the wishes."""
+    orders: list[NDArray[np.int32] | None] = []
+    falling = []
+    for table, counts in zip(problem.tables, problem.counts, strict=True):
+        values = np.asarray(wanted[table.name], dtype=np.float64)
+        by_rank = np.arange(len(values)) if counts.order is None else counts.order
+        order = by_rank[np.argsort(-values[by_rank], kind="stable")].astype(np.int32)
+        ranked = (order == np.arange(len(order))).all()
+        orders.append(None if ranked else order)
+        falling.append(values[order])
+    return orders, falling
+
+
+def boundaries_at(
     problem: SizingProblem, space: FitSpace, falling: Sequence[NDArray[np.float64]], scale: float
 ) -> Tensor:
     """(F, W) rows of size at least each width at this scale."""
@@ -223,18 +233,20 @@ class MaskedEmbedding(nn.Module):
         for name, mask in masks.items():
             rows, columns = np.nonzero(mask)
             self.register_buffer(
-                f"places_{name}", torch.from_numpy(rows * self.width + columns), persistent=False
+                f"places_{attribute(name)}",
+                torch.from_numpy(rows * self.width + columns),
+                persistent=False,
             )
             start = torch.from_numpy(np.array(values[name], dtype=np.float32))
             if trains:
-                self.register_parameter(f"values_{name}", nn.Parameter(start))
+                self.register_parameter(f"values_{attribute(name)}", nn.Parameter(start))
             else:
-                self.register_buffer(f"values_{name}", start)
+                self.register_buffer(f"values_{attribute(name)}", start)
 
     def table(self, name: str) -> Tensor:
-        values = getattr(self, f"values_{name}")
+        values = getattr(self, f"values_{attribute(name)}")
         flat = values.new_zeros(self._rows[name] * self.width)
-        places = getattr(self, f"places_{name}")
+        places = getattr(self, f"places_{attribute(name)}")
         return flat.index_copy(0, places, values).view(-1, self.width)
 
     def lookup(self, name: str, ids: Tensor) -> Tensor:

@@ -294,15 +294,7 @@ class TorchRecTask:
             PlanError: the plan is of other tables.
         """
         collection = self.collection(plan, device=device, **options)
-        module = self._made(collection, 0)
-        weights = inner(trained.model).state_dict()
-        missing, unexpected = module.load_state_dict(weights, strict=False)
-        own = [name for name, found in module.named_modules() if found is collection]
-        lost = [key for key in missing if not any(key.startswith(f"{name}.") for name in own)]
-        if lost or unexpected:
-            raise InvalidInputError(
-                f"model should build the same weights every time, got {lost + unexpected} only once"
-            )
+        module = self.around(collection, trained.model)
         learnt = trained.embedding.bases() if hasattr(trained.embedding, "bases") else {}
         collection.load_full_tables(  # type: ignore[operator]
             trained.full_tables(),
@@ -310,6 +302,23 @@ class TorchRecTask:
             bases={name: basis for name, basis in learnt.items() if plan[name].axes},
         )
         return module.to(device).eval()
+
+    def around(self, collection: nn.Module, model: nn.Module) -> nn.Module:
+        """The user's model around a collection, with the weights of a model of ``new_model``.
+
+        Raises:
+            InvalidInputError: ``model=`` builds other weights this time.
+        """
+        module = self._made(collection, 0)
+        weights = inner(model).state_dict()
+        missing, unexpected = module.load_state_dict(weights, strict=False)
+        own = [name for name, found in module.named_modules() if found is collection]
+        lost = [key for key in missing if not any(key.startswith(f"{name}.") for name in own)]
+        if lost or unexpected:
+            raise InvalidInputError(
+                f"model should build the same weights every time, got {lost + unexpected} only once"
+            )
+        return module
 
     def sharded(
         self, plan: SizePlan, *, draw: int | None = 0, layout: str = "bucketed", **options: Any

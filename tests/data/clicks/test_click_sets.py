@@ -100,6 +100,7 @@ def test_movielens_joins_by_hand(data_dir: Path):
     assert own.bags["genres"].offsets.tolist() == [0, 1, 2, 5]
 
 
+@pytest.mark.slow
 def test_frappes_negatives_are_drawn_by_the_rule(data_dir: Path):
     file, drawn = (found("frappe", data_dir, seed=seed, vocabulary="all") for seed in (0, 7))
     assert [len(part) for part in drawn.parts()] == [202_027, 57_722, 28_860]

@@ -25,7 +25,9 @@ def test_integers_against_a_dict(values: list[int], asked: list[int]):
     assert known.decode(encoded) == [value if value in rows else None for value in asked]
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(values=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"))))
 def test_strings_survive_a_file(tmp_path: Path, values: list[str]):
     known = Vocabulary.of("x", np.array(values, dtype=str))

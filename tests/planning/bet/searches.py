@@ -18,7 +18,8 @@ COUNTS = {"user": np.arange(300, 0, -1) // 3, "item": np.arange(500, 0, -1) // 5
 
 def bet(**settings):
     """The default with a predictor that is trained briefly, and no finals."""
-    return BET(**{"trainer": FullBatch(steps=5), "candidates": 20, "finalists": 0, **settings})
+    brief = {"trainer": FullBatch(steps=5), "candidates": 20, "explored": 3, "finalists": 0}
+    return BET(**{**brief, **settings})
 
 
 def quality(plan):

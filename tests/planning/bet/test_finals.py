@@ -5,12 +5,15 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import torch
 from fake_workbench import FakeWorkbench
 from searches import bet, lines, plan, quality
 
 from bet_torchrec.errors import DivergedError
 from bet_torchrec.outcome import Outcome
 from bet_torchrec.planning import Budget
+from bet_torchrec.planning.sizers.bet.finals import fittest_apart
+from bet_torchrec.planning.sizers.bet.history import History, Probe
 
 THREE = Budget.bytes(20_000, purpose="inference", dtype=("fp16", "int8", "int4"), alignment=1)
 
@@ -25,9 +28,10 @@ def test_finalists_are_retrained_and_validation_decides(tmp_path):
     sizer = bet(iterations=10, finalists=3)
     found = plan(sizer, workbench=bench, run_dir=tmp_path, seed=4)
     fitness = {p["iteration"]: p["fitness"] for p in lines(tmp_path)}
-    top = sorted(fitness, key=lambda t: -fitness[t])[:3]
     trained = [int(p.metadata["iteration"]) for p, _, _ in bench.trained]
-    assert trained[:6:2] == top
+    top = [fitness[t] for t in trained[:6:2]]
+    assert top == sorted(top, reverse=True)
+    assert top[0] == max(fitness.values())
     assert 0 in trained  # equal sizes are always among them
     assert {(seed, start) for _, seed, start in bench.trained} == {(4, "scratch"), (4, "full")}
     worst_probe = min(trained, key=lambda t: fitness[t])
@@ -98,3 +102,27 @@ def test_finalists_without_a_way_to_train_them_are_a_warning():
         warnings.simplefilter("error")
         plan(bet(iterations=3, finalists=0))
         plan(bet(iterations=3, finalists=1), evaluate=quality, train=lambda p, seed: quality(p))
+
+
+def test_finalists_are_no_near_copies_of_one_another():
+    history = History(header={})
+    for t, fitness in enumerate([0.5, 0.9, 0.89, 0.8, 0.7]):
+        history.add(
+            Probe(
+                iteration=t,
+                strategy="random",
+                state="ok",
+                fitness=fitness,
+                predicted=None,
+                seconds=0.0,
+                families=[],
+                beta=[],
+                shares=[],
+                precisions=[],
+                buckets=[],
+            )
+        )
+    codes = torch.tensor([[0.0], [5.0], [5.1], [3.0], [8.0]])
+    found = [probe.iteration for probe in fittest_apart(history, codes, 5)]
+    assert found == [1, 3, 4, 0, 2]  # 2 is fitter than 3, but nearly the same as 1
+    assert [probe.iteration for probe in fittest_apart(history, codes[:, :0], 2)] == [1, 2]

@@ -153,3 +153,35 @@ def test_a_gaussian_process_stands_few_and_equal_probes(candidates, n):
     fitted = GaussianProcess()(scene(), one, [0.5] * n, 0)
     assert fitted(candidates).isfinite().all()
     assert fitted(one).tolist() == pytest.approx([0.5] * n)
+
+
+def test_a_gaussian_process_is_sure_of_what_it_saw_alone(candidates):
+    """Against scikit-learn's posterior, under the kernel that was chosen."""
+    regression = pytest.importorskip("sklearn.gaussian_process")
+    seen, fitness = candidates[torch.arange(6)], np.linspace(0.5, 0.7, 6) ** 2
+    fitted = GaussianProcess()(scene(), seen, fitness.tolist(), 0)
+    smooth, length, noise = fitted._setting
+    x, new = fitted.embed(seen), fitted.embed(candidates)
+
+    class Chosen(regression.kernels.RBF):
+        def __call__(self, a, b=None, eval_gradient=False):
+            b = a if b is None else b
+            return fitted._kernel(torch.tensor(a), torch.tensor(b), smooth, length).numpy()
+
+        def diag(self, a):
+            return np.array([self(row[None])[0, 0] for row in a])
+
+    theirs = regression.GaussianProcessRegressor(Chosen(), alpha=noise, optimizer=None)
+    theirs.fit(x.numpy(), (fitness - fitness.mean()) / fitness.std())
+    mean, std = theirs.predict(new.numpy(), return_std=True)
+    assert np.allclose(fitted.spread(candidates), std * fitness.std(), atol=1e-9)
+    assert np.allclose(fitted(candidates), mean * fitness.std() + fitness.mean(), atol=1e-9)
+    assert fitted.spread(seen).mean() < fitted.spread(candidates).mean()
+
+
+def test_a_wrecked_plan_does_not_make_all_others_alike(candidates):
+    seen, fitness = candidates[torch.arange(8)], np.linspace(0.95, 0.96, 8)
+    known = GaussianProcess()(scene(), seen, fitness.tolist(), 0)(seen)
+    fitness[0] = 0.5
+    wrecked = GaussianProcess()(scene(), seen, fitness.tolist(), 0)(seen)
+    assert (wrecked[1:] - known[1:]).abs().max() < 0.003

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,14 @@ def test_same_seed_same_candidates(sampler):
     a, b = (sampler(20, np.random.default_rng(3)).boundaries for _ in range(2))
     assert torch.equal(a, b)
     assert not torch.equal(a, sampler(20, np.random.default_rng(4)).boundaries)
+
+
+def test_some_candidates_have_one_shape_for_all_tables(sampler):
+    alike = dataclasses.replace(sampler, alike=0.5)(400, np.random.default_rng(3))
+    one = (alike.family == alike.family[:, :1]).all(-1) & (alike.beta == alike.beta[:, :1]).all(-1)
+    assert 0.4 < one.double().mean() < 0.6
+    apart = sampler(400, np.random.default_rng(3))
+    assert not (apart.beta == apart.beta[:, :1]).all(-1).any()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from fitting_workbench import FittingWorkbench
 
 from bet_torchrec.errors import InfeasibleBudgetError, InvalidInputError, MissingEvaluationError
 from bet_torchrec.planning import Budget, RowCounts, TableSpec
-from bet_torchrec.planning.sizers import MDE, MLET, Hashing, QuotientRemainder, SizingProblem
+from bet_torchrec.planning.sizers import MDE, MGQE, MLET, Hashing, QuotientRemainder, SizingProblem
 from bet_torchrec.planning.sizers.mixed_dimensions import equal_popularity
 
 TABLES = (TableSpec("user", 40, 8), TableSpec("item", 25, 4))
@@ -19,6 +19,7 @@ SIZERS = {
     "mde": MDE(blocks=3),
     "hashing": Hashing(),
     "qr": QuotientRemainder(),
+    "mgqe": MGQE(),
 }
 
 
@@ -55,7 +56,7 @@ def test_promises(name, amount):
         assert not torch.equal(found.build(4).table(table.name), whole)
     module.table("user").sum().backward()
     stored = sum(p.numel() for p in module.parameters())
-    if name != "mlet":  # which trains more than it keeps
+    if name not in ("mlet", "mgqe"):  # which train more than they keep
         assert stored == found.parameters()
     found.build(0).load_state_dict(module.state_dict())
 
@@ -153,9 +154,26 @@ def test_mde_cuts_by_popularity_and_maps_to_the_common_width():
     assert found.parameters() == 50
     assert found.bytes() == 50 * 4 + 20 * 4  # an id map: the last row comes first
     module = found.build(0)
-    popular, others = module.rows["rows_t"]
+    popular, others = module.rows["table_t"]
     assert torch.equal(module.table("t")[19], popular[0])
-    assert torch.allclose(module.table("t")[0], others[0] @ module.maps["maps_t"]["1"])
+    assert torch.allclose(module.table("t")[0], others[0] @ module.maps["table_t"]["1"])
+
+
+@pytest.mark.parametrize("name", SIZERS)
+def test_tables_may_be_called_anything(name):
+    tables = tuple(
+        TableSpec(t, 10, 4) for t in ("items", "keys", "training", "requires_grad", "a.b")
+    )
+    found = SIZERS[name](
+        problem(Budget.parameters(150), tables=tables, counts=[np.ones(10, int)] * 5)
+    )
+    module = found.build(0)
+    read = module.full_tables()
+    assert list(read) == [table.name for table in tables]
+    for table in tables:
+        ids = torch.arange(10)
+        assert torch.allclose(module.lookup(table.name, ids), read[table.name])
+    found.build(1).load_state_dict(module.state_dict())
 
 
 @pytest.mark.parametrize(

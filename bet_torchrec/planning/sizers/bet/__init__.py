@@ -15,6 +15,7 @@ from .predictor import FitnessPredictor, Predictor, Scene
 from .sampler import Candidates, Sampler
 from .settings import BET
 from .shares import Dirichlet, Informed
+from .sizes_only import SizesOnly
 from .surrogate import GaussianProcess
 from .training import FullBatch, SingleSamples, Trainer
 
@@ -39,6 +40,7 @@ __all__ = [
     "Sampler",
     "Scene",
     "SingleSamples",
+    "SizesOnly",
     "Trainer",
     "TruncatedExponential",
     "TruncatedNormal",

@@ -1,9 +1,9 @@
 """Anchors: the plans that any engineer would try, tried before and between what a search draws.
 
 Equal sizes come first, once a precision and exactly as ``EqualSizes`` gives them. Then, in turns:
-the small tables at full width and the rest by count^.5 or equal; sizes by count^alpha; and each
-table left out that others could gain by, those first that cost most a lookup (with few tables,
-nearly all of the budget for each subset, and those first).
+the small tables at full width and the rest by a power of the counts, or equal; sizes by
+count^alpha; and each table left out that others could gain by, those first that cost most a lookup
+(with few tables, nearly all of the budget for each subset, and those first).
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from .sampler import Candidates, Sampler
 AnchorKind = Literal["anchor", "small", "count", "subset"]
 
 FEW_TABLES = 4  # one can do another's work (a graph model's items); subsets of many are too many
+STEEP = (0.5, 1.0)  # powers of the counts beside small tables at full width
 ALPHAS = (0.25, 0.5)
-STRAIGHT = 4  # anchors beside equal sizes before the search's own candidates get most turns
-EVERY = 3  # after those
+# How many anchors beside equal sizes come in a row, and every how many iterations afterwards; with
+# many tables what is drawn is better than most of them.
+PACE = {False: (4, 3), True: (2, 5)}
 WORTH = 0.05  # of all rows: a table with fewer frees too little by being left out
 SMALL = 0.1  # of the budget: what the small tables at full width may take together
 
@@ -36,7 +38,7 @@ class Anchors:
     def __init__(self, problem: SizingProblem, sampler: Sampler, precisions: Sequence[str]) -> None:
         self._problem, self._sampler, self._precisions = problem, sampler, precisions
         self.equal = len(precisions)
-        shapes: list[tuple[AnchorKind, object]] = [("small", "count"), ("small", "equal")]
+        shapes: list[tuple[AnchorKind, object]] = [("small", alpha) for alpha in (*STEEP, None)]
         shapes += [("count", alpha) for alpha in ALPHAS]
         subsets: list[tuple[AnchorKind, object]] = [("subset", s) for s in self._subsets()]
         if len(problem.tables) > FEW_TABLES:
@@ -48,16 +50,16 @@ class Anchors:
     def due(self, iteration: int) -> int | None:
         """The number of the anchor whose turn it is, or None.
 
-        After equal sizes and the first few, an anchor comes every third iteration, so that many
-        tables leave the search most of its iterations.
+        After equal sizes and the first few, anchors leave the search most iterations.
         """
-        straight = self.equal + STRAIGHT
+        first, every = PACE[len(self._problem.tables) > FEW_TABLES]
+        straight = self.equal + first
         number = iteration
         if iteration >= straight:
             since = iteration - straight
-            if since % EVERY:
+            if (since + 1) % every:
                 return None
-            number = straight + since // EVERY
+            number = straight + since // every
         return number if number < self.equal + len(self._others) else None
 
     def kind(self, number: int) -> AnchorKind:
@@ -80,9 +82,10 @@ class Anchors:
             assert isinstance(what, float)
             return self._sampler.by_count(what, precision)
         shares = self._small_first(precision)
-        if what == "count":
-            return self._sampler.shaped(shares, precision, family="count_power", beta=0.5)
-        return self._sampler.shaped(shares, precision)
+        if what is None:
+            return self._sampler.shaped(shares, precision)
+        assert isinstance(what, float)
+        return self._sampler.shaped(shares, precision, family="count_power", beta=what)
 
     def _subsets(self) -> list[tuple[int, ...]]:
         """Few tables: every subset. Many: all but one, those first that cost most a lookup."""

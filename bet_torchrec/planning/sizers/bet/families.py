@@ -159,7 +159,7 @@ class CountPower:
     be met within a large group of equal counts.
     """
 
-    beta_max: float = 1.0
+    beta_max: float = 1.5
     name: str = "count_power"
     uses_counts: bool = True
 

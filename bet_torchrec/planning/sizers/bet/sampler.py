@@ -55,7 +55,7 @@ class Sampler:
 
     draws: "quantiles" (closed form) or "iid" (the paper's literal draws, O(rows) each).
     shares: how the tables' shares are drawn, see ``shares.py``.
-    alike: the share of fresh candidates in which all tables have one family and beta.
+    alike: the share of fresh candidates in which all tables have one family, beta and precision.
     exact: spend the budget to the last byte; without it candidates come much faster where tables
         are aligned, and the one that is taken is to be ``settled``.
     """
@@ -74,11 +74,12 @@ class Sampler:
         shares = torch.from_numpy(self.shares(m, self._rows(), self._lookups(), rng))
         family = torch.from_numpy(rng.integers(len(self.families), size=(m, tables)))
         beta = torch.from_numpy(rng.uniform(1e-6, 1.0, size=(m, tables)))
-        if self.alike:
-            same = torch.from_numpy(rng.random((m, 1)) < self.alike)
-            family, beta = (torch.where(same, x[:, :1], x) for x in (family, beta))
-        beta = beta * self._beta_max()[family]
         precision = torch.from_numpy(rng.integers(len(self.space.costs), size=(m, tables)))
+        if self.alike:
+            drawn = (family, beta, precision)
+            same = torch.from_numpy(rng.random((m, 1)) < self.alike)
+            family, beta, precision = (torch.where(same, x[:, :1], x) for x in drawn)
+        beta = beta * self._beta_max()[family]
         return self.fit(shares=shares, family=family, beta=beta, precision=precision, rng=rng)
 
     def around(self, parents: Candidates, m: int, rng: np.random.Generator) -> Candidates:

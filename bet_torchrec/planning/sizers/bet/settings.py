@@ -27,7 +27,7 @@ class BET:
     iterations: probes (T). candidates: drawn an iteration (m), one of which is tried.
     families: of size distributions. draws: "quantiles" (closed form) or "iid" (literal).
     shares: how candidates split the budget among tables.
-    alike: the share of fresh candidates in which all tables have one family and beta.
+    alike: the share of fresh candidates in which all tables have one family, beta and precision.
     explored: probes before the predictor is first asked; random where they are no anchors.
     strategies: cycled over the iterations; I "predicted", II "random", III "nearest", and
         "local", a random mutant of the best few, without the predictor.

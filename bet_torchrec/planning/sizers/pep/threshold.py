@@ -1,7 +1,8 @@
-"""Tables behind learnt thresholds: V' = sign(V) relu(|V| - sigmoid(s)) (PEP, Eq. 6 to 8).
+"""Tables behind learnt thresholds: V' = sign(V) relu(|V| - g), g = f sigmoid(s) (PEP, Eq. 6 to 8).
 
-Autograd's gradient is the paper's: 1 for an entry above its threshold and 0 below; to s,
--sign(V) sigmoid'(s), summed over the entries above that share it.
+f is one factor for all thresholds, 1 in the paper; a budget raises it (``tighten``), the s decide
+what it takes. Autograd's gradient is the paper's: 1 for an entry above its threshold and 0 below;
+to s, -sign(V) f sigmoid'(s), summed over the entries above that share it.
 
 Shapes: R rows of a table, D columns of a read.
 """
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ....errors import InvalidInputError
+from ..weights import TableWeights
 
 Granularity = Literal["global", "dimension", "feature", "feature_dimension"]
 """What shares a threshold: all entries, a column of all tables, a row, or nothing."""
@@ -29,6 +31,8 @@ class SoftThreshold(nn.Module):
     start: every s at first.
     """
 
+    log_factor: Tensor
+
     def __init__(
         self, tables: Mapping[str, Tensor], *, granularity: Granularity, start: float
     ) -> None:
@@ -40,41 +44,61 @@ class SoftThreshold(nn.Module):
             )
         self.width = max(table.shape[1] for table in tables.values())
         self.granularity = granularity
-        self.values = nn.ParameterDict({n: nn.Parameter(t.clone()) for n, t in tables.items()})
-        shapes: dict[str, tuple[int, ...]] = {"shared": (1,)}
-        if granularity == "dimension":
-            shapes = {"shared": (self.width,)}
-        elif granularity == "feature":
+        self.values = TableWeights({name: table.clone() for name, table in tables.items()})
+        shapes: dict[str, tuple[int, ...]] = {}
+        if granularity == "feature":
             shapes = {name: (len(table), 1) for name, table in tables.items()}
         elif granularity == "feature_dimension":
             shapes = {name: tuple(table.shape) for name, table in tables.items()}
-        self.thresholds = nn.ParameterDict(
-            {name: nn.Parameter(torch.full(shape, float(start))) for name, shape in shapes.items()}
+        self.thresholds = TableWeights(
+            {name: torch.full(shape, float(start)) for name, shape in shapes.items()}
         )
+        common = {"global": (1,), "dimension": (self.width,)}.get(granularity)
+        self.shared = None if common is None else nn.Parameter(torch.full(common, float(start)))
+        self.register_buffer("log_factor", torch.zeros(()))
 
-    def threshold(self, name: str) -> Tensor:
-        """sigmoid(s), broadcasting over the table's (R, d)."""
-        if "shared" not in self.thresholds:
-            return self.thresholds[name].sigmoid()
-        shared = self.thresholds["shared"]
-        return (shared if len(shared) == 1 else shared[: self.values[name].shape[1]]).sigmoid()
+    def raw(self, name: str) -> Tensor:
+        """s, broadcasting over the table's (R, d)."""
+        if self.shared is None:
+            return self.thresholds[name]
+        s = self.shared
+        return s if len(s) == 1 else s[: self.values[name].shape[1]]
 
     def table(self, name: str) -> Tensor:
-        values = self.values[name]
-        pruned = values.sign() * F.relu(values.abs() - self.threshold(name))
-        return F.pad(pruned, (0, self.width - pruned.shape[1]))
+        return self._pruned(self.values[name], self.raw(name))
 
     def lookup(self, name: str, ids: Tensor) -> Tensor:
-        values, threshold = F.embedding(ids, self.values[name]), self.threshold(name)
-        if threshold.ndim == 2:  # a row's own
-            threshold = F.embedding(ids, threshold)
+        s = self.raw(name)
+        if s.ndim == 2:  # a row's own
+            s = F.embedding(ids, s)
+        return self._pruned(F.embedding(ids, self.values[name]), s)
+
+    def _pruned(self, values: Tensor, s: Tensor) -> Tensor:
+        threshold = (self.log_factor + F.logsigmoid(s)).exp()  # a sigmoid is 0 where s is deep
         pruned = values.sign() * F.relu(values.abs() - threshold)
-        return F.pad(pruned, (0, self.width - pruned.shape[1]))
+        missing = self.width - pruned.shape[1]
+        return F.pad(pruned, (0, missing)) if missing else pruned
 
     @torch.no_grad()
-    def margins(self) -> dict[str, Tensor]:
-        """|V| - sigmoid(s), (R, d) a table: above 0 where an entry survives."""
-        return {name: v.abs() - self.threshold(name) for name, v in self.values.items()}
+    def scores(self) -> dict[str, Tensor]:
+        """log(|V| / sigmoid(s)), (R, d) a table: an entry survives above ``log_factor``."""
+        return {
+            name: v.abs().log() - F.logsigmoid(self.raw(name)) for name, v in self.values.items()
+        }
+
+    def masks(self) -> dict[str, Tensor]:
+        """Whether an entry survives, (R, d) bool a table."""
+        return {name: score > self.log_factor for name, score in self.scores().items()}
+
+    @torch.no_grad()
+    def tighten(self, entries: int) -> None:
+        """Set the factor to the least one, not under 1, that leaves no more than ``entries``."""
+        scores = torch.cat([score.flatten() for score in self.scores().values()])
+        least = scores.new_zeros(())
+        if entries < len(scores):
+            # the largest that must go
+            least = scores.nan_to_num(nan=-torch.inf).kthvalue(len(scores) - entries).values
+        self.log_factor.copy_(least.clamp(min=0.0))
 
     @torch.no_grad()
     def full_tables(self) -> dict[str, Tensor]:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from .choose import Gains, choose_widths
-from .examples import squared_gradients
+from .examples import gradient_moments, squared_gradients
 from .sizer import Sensitivity, entry_losses
 
-__all__ = ["Gains", "Sensitivity", "choose_widths", "entry_losses", "squared_gradients"]
+__all__ = [
+    "Gains",
+    "Sensitivity",
+    "choose_widths",
+    "entry_losses",
+    "gradient_moments",
+    "squared_gradients",
+]
