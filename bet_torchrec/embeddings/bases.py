@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torchrec.sparse.jagged_tensor import KeyedTensor
@@ -102,9 +103,22 @@ class Bases(nn.Module):
         """Pooled coordinates of all slots side by side (B, sum of w) to rows (B, sum of d)."""
         if not self._turns:
             return values
+        if torch.compiler.is_compiling():
+            return self._one_by_one(values)
         axes = [getattr(self, _PREFIX + name) for name in self._shapes]
         turned: Tensor = _Turned.apply(values, self._products, tuple(self._shapes), *axes)
         return turned
+
+    def _one_by_one(self, values: Tensor) -> Tensor:
+        """The same in plain operators, for graphs, which take no writes into parts of an output."""
+        parts = []
+        for product in self._products:
+            columns = values.narrow(1, product.source, product.width)
+            if product.table is None:
+                parts.append(F.pad(columns, (0, product.dim - product.width)))
+            else:
+                parts.append(columns @ getattr(self, _PREFIX + product.table).to(columns.dtype))
+        return torch.cat(parts, dim=1)
 
     def output(self, coordinates: KeyedTensor) -> KeyedTensor:
         """A merged batch as the collection's output."""
