@@ -44,7 +44,7 @@ def pool(weights: list[Tensor], features: list[int], width: int, *batch: Any) ->
         IdRangeError: an id is out of range. InvalidInputError: the batch contradicts itself.
     """
     count, bags, ids, *rest = batch[:6]
-    if _by_kernel(weights, ids):
+    if by_kernel(weights, ids):
         out = torch.empty(bags, width)
         try:
             run(
@@ -200,9 +200,10 @@ def _starts(bags: int, ids: int, lengths: Tensor | None, offsets: Tensor | None)
     return starts
 
 
-def _by_kernel(weights: Sequence[Tensor], ids: Tensor) -> bool:
+def by_kernel(weights: Sequence[Tensor], ids: Tensor) -> bool:
+    """Whether our own kernel pools them: fp32 on the CPU, where there is a compiler."""
     return (
-        ids.device.type == "cpu"
+        all(t.device.type == "cpu" for t in (ids, *weights))
         and all(w.dtype == torch.float32 and w.is_contiguous() for w in weights)
         and available()
     )
