@@ -58,7 +58,9 @@ def pool(weights: list[Tensor], features: list[int], width: int, *batch: Any) ->
                 threads(),
             )
         except IdFault as fault:
-            raise _out_of_range(*fault.args, rows_of(batch[6:8], fault.args[0])) from None
+            slot, wrong = fault.args
+            slots, tables = batch[6:8]
+            raise _out_of_range(slot, wrong, int(tables[int(slots[slot, 0]), 0])) from None
         return out
     pooled = weights[0].new_zeros(bags, width, dtype=_type(weights))
     for found in _lookups(features, *batch):
@@ -207,12 +209,6 @@ def by_kernel(weights: Sequence[Tensor], ids: Tensor) -> bool:
         and all(w.dtype == torch.float32 and w.is_contiguous() for w in weights)
         and available()
     )
-
-
-def rows_of(described: Sequence[Tensor], slot: int) -> int:
-    """Of a slot's table. described: slots and tables."""
-    slots, tables = described
-    return int(tables[int(slots[slot, 0]), 0])
 
 
 def _out_of_range(slot: int, wrong: int, rows: int) -> IdRangeError:
