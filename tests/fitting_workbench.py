@@ -9,6 +9,45 @@ import torch
 from bet_torchrec.outcome import Outcome
 
 
+class FittingTask:
+    """Of a ``FittingWorkbench``: batches of ids, an example being one row of each table."""
+
+    examples = 16
+
+    def __init__(self, bench):
+        self.bench, self.steps_per_epoch = bench, bench.steps
+
+    def new_model(self, seed):
+        return torch.nn.Module()
+
+    def batch(self, seed, step):
+        generator = torch.Generator().manual_seed(1000 * seed + step)
+        return {
+            name: torch.randint(len(table), (self.examples,), generator=generator)
+            for name, table in self.bench.targets.items()
+        }
+
+    def rows_of(self, batch):
+        return {name: (ids, torch.arange(self.examples)) for name, ids in batch.items()}
+
+    def squared(self, embedding, batch):
+        return sum(
+            (embedding.lookup(name, ids)[:, : target.shape[1]] - target[ids][:, : embedding.width])
+            .square()
+            .sum(1)
+            for (name, ids), target in zip(batch.items(), self.bench.targets.values(), strict=True)
+        )
+
+    def errors(self, model, embedding, batch):
+        return 1 - torch.exp(-self.squared(embedding, batch))
+
+    def loss(self, model, embedding, batch, generator=None):
+        return self.squared(embedding, batch).mean()
+
+    def validate(self, model, embedding, part="validation"):
+        return -float(self.bench.error(embedding))
+
+
 class FittingWorkbench:
     """Trains any embedding module towards ``targets`` {table: (rows, d)} by squared error.
 
@@ -18,9 +57,7 @@ class FittingWorkbench:
     def __init__(self, targets, *, steps=20, lr=0.05):
         self.targets, self.steps, self.lr = targets, steps, lr
         self.fits = []
-        self.task = SimpleNamespace(
-            validate=lambda model, embedding, part="validation": -float(self.error(embedding))
-        )
+        self.task = FittingTask(self)
 
     def identity(self):
         return {"model": "fitting"}

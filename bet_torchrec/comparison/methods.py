@@ -176,6 +176,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "mgqe": Method(rivals.mgqe, "product codes, fewer for the tail", (IN_PARAMETERS,)),
         "darts": Method(rivals.darts, "DartsEmb, sizes by expected width"),
         "optembed": Method(rivals.optembed, "OptEmbed, within a budget"),
+        "esapn": Method(rivals.esapn, "ESAPN, growth within a budget"),
+        "ciess": Method(rivals.ciess, "CIESS, actions scaled to a budget"),
         "hashing": Method(rivals.hashing, "the hashing trick", (IN_PARAMETERS,)),
         "qr": Method(rivals.quotient_remainder, "quotient-remainder", (IN_PARAMETERS,)),
     }

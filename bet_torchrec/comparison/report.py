@@ -12,6 +12,8 @@ import numpy as np
 
 from ..evaluation import SeedComparison, compare_over_seeds, holm
 from .cells import FULL, Cell, Share
+from .pictures import plot_against_bytes
+from .published import published
 
 OURS = "bet"
 METRICS = {"auc": "AUC", "log_loss": "log loss", "recall@20": "Recall@20", "ndcg@20": "NDCG@20"}
@@ -81,7 +83,7 @@ def report(results: Results, *, ours: str = OURS) -> str:
     parts = [_verdict(fought, metric, ours), _duel_table(fought, metric)]
     for data, model in dict.fromkeys((c.data, c.model) for c in results):
         own = {c: r for c, r in results.items() if (c.data, c.model) == (data, model)}
-        parts += [f"### {model} on {data}", *(_table(own, m) for m in _shown(own))]
+        parts += [f"### {model} on {data}", *(_table(own, m) for m in _shown(own)), _costs(own)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -139,14 +141,47 @@ def _table(results: Results, metric: str) -> str:
     )
     methods = list(dict.fromkeys(c.method for c in results if c.method != FULL))
     full = list(values(results, metric, method=FULL).values())
-    rows = [["full tables", *[_mean(full)] * len(budgets)]] if full else []
+    first = next(iter(results))
+
+    def beside(method: str, budget: str, found: Sequence[float]) -> str:
+        theirs = published(first.data, first.model, method, budget, metric)
+        return _mean(found) + (f" [{theirs:.4f}]" if theirs is not None and found else "")
+
+    rows = [["full tables", *[beside(FULL, "1", full)] * len(budgets)]] if full else []
     for method in methods:
         row = [
-            _mean(list(values(results, metric, method=method, budget=budget).values()))
+            beside(
+                method,
+                budget,
+                list(values(results, metric, method=method, budget=budget).values()),
+            )
             for budget in budgets
         ]
         rows.append([method, *row])
-    return f"Test {METRICS[metric]}\n\n" + markdown([["", *budgets], *rows])
+    table = markdown([["", *budgets], *rows])
+    note = "; in brackets what was published" if "[" in table else ""
+    return f"Test {METRICS[metric]}{note}\n\n{table}"
+
+
+def _costs(results: Results) -> str:
+    """What a method's search and trainings took, means over budgets and seeds."""
+    rows = []
+    for method in dict.fromkeys(c.method for c in results if c.method != FULL):
+        records = [r for c, r in results.items() if c.method == method and "search_seconds" in r]
+        if not records:
+            continue
+        row = [method]
+        for name in ("search_seconds", "search_peak_mb", "final_seconds", "trainings"):
+            found = [float(r[name]) for r in records if r.get(name) is not None]
+            row.append(f"{np.mean(found):.0f}" if found else "")
+        rows.append(row)
+    if not rows:
+        return ""
+    header = ["", "search, s", "its peak, MB", "trainings, s", "how many"]
+    return (
+        "What a cell took (the full model, which all share, is in none; the peak is the whole "
+        "process's)\n\n" + markdown([header, *rows])
+    )
 
 
 def _mean(found: Sequence[float]) -> str:
@@ -164,42 +199,10 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot(results: Results, folder: Path) -> list[Path]:
-    """One picture a task: the test metric against the budget's share, a line a method."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """One picture a task: the main test metric against bytes, a line a method."""
     metric, written = main_metric(results), []
     for data, model in dict.fromkeys((c.data, c.model) for c in results):
-        figure, axes = pyplot.subplots(figsize=(6, 4))
         own = {c: r for c, r in results.items() if (c.data, c.model) == (data, model)}
-        for method in dict.fromkeys(c.method for c in own if c.method != FULL):
-            for in_bytes in (False, True):
-                points = _points(own, metric, method, in_bytes)
-                if points:
-                    style = "--" if in_bytes else "-"
-                    label = f"{method}, bytes" if in_bytes else method
-                    axes.plot(*zip(*points, strict=True), style, marker="o", label=label)
-        full = list(values(own, metric, method=FULL).values())
-        if full:
-            axes.axhline(float(np.mean(full)), color="grey", linewidth=0.8, label="full tables")
-        axes.set(xscale="log", xlabel="share of the full tables", ylabel=f"test {METRICS[metric]}")
-        axes.set_title(f"{model} on {data}")
-        axes.legend(fontsize=7)
-        figure.tight_layout()
-        written.append(folder / f"{data}-{model}.png")
-        figure.savefig(written[-1], dpi=120)
-        pyplot.close(figure)
+        path = folder / f"{data}-{model}.png"
+        written.append(plot_against_bytes(own, metric, METRICS[metric], path))
     return written
-
-
-def _points(
-    results: Results, metric: str, method: str, in_bytes: bool
-) -> list[tuple[float, float]]:
-    points = []
-    for budget in {c.budget for c in results if c.method == method}:
-        found = list(values(results, metric, method=method, budget=budget).values())
-        if Share(budget).in_bytes == in_bytes and found:
-            points.append((float(Share(budget).share), float(np.mean(found))))
-    return sorted(points)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..planning.sizers import (
+    CIESS,
+    ESAPN,
     MDE,
     MGQE,
     MLET,
@@ -19,6 +21,9 @@ from ..training import TrainSettings
 from .contest import Contest, Planned
 
 MDE_ALPHAS = (0.1, 0.2, 0.3)
+PEP_STEPS = 1000
+ESAPN_STEPS = 500
+CIESS_STEPS = 5
 
 
 def magnitude(contest: Contest) -> list[Planned]:
@@ -39,9 +44,8 @@ def pep_mask(contest: Contest) -> list[Planned]:
 
 def _pep(contest: Contest) -> PEP:
     training = contest.bench.training
-    sizer = PEP(init_std=training.init_std)
-    assert sizer.steps is not None
-    return replace(sizer, settings=_uninterrupted(contest, sizer.steps))
+    settings = _uninterrupted(contest, PEP_STEPS)
+    return PEP(steps=PEP_STEPS, settings=settings, init_std=training.init_std)
 
 
 def _uninterrupted(contest: Contest, steps: int) -> TrainSettings:
@@ -81,3 +85,16 @@ def darts(contest: Contest) -> list[Planned]:
 
 def optembed(contest: Contest) -> list[Planned]:
     return [contest.plan(OptEmbed(init_std=contest.bench.training.init_std))]
+
+
+def esapn(contest: Contest) -> list[Planned]:
+    """More than the paper's one pass where that has few steps, as with large batches."""
+    steps = max(ESAPN_STEPS, contest.bench.task.steps_per_epoch)
+    return [contest.plan(ESAPN(steps=steps, init_std=contest.bench.training.init_std))]
+
+
+def ciess(contest: Contest) -> list[Planned]:
+    """As many probes as others have, in episodes of five; the fittest few."""
+    steps = min(CIESS_STEPS, contest.probes)
+    sizer = CIESS(episodes=contest.probes // steps, steps=steps)
+    return [*sizer.visited(contest.problem(sizer))[: contest.finalists]]

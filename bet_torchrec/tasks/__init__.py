@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from .clicks import ClickTask
 from .ranking import BPR, RankingTask
-from .task import Batch, Part, Report, Task
+from .task import Batch, Part, Report, Task, TellsExamples
 
-__all__ = ["BPR", "Batch", "ClickTask", "Part", "RankingTask", "Report", "Task"]
+__all__ = [
+    "BPR",
+    "Batch",
+    "ClickTask",
+    "Part",
+    "RankingTask",
+    "Report",
+    "Task",
+    "TellsExamples",
+]

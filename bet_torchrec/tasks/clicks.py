@@ -158,6 +158,25 @@ class ClickTask:
             loss = loss + norm * (self.l2 / 2)
         return loss / batch.examples
 
+    def rows_of(self, batch: ClickStep) -> dict[str, tuple[Tensor, Tensor]]:
+        clicks = batch.clicks
+        every = torch.arange(clicks.size, device=clicks.labels.device)
+        read = dict(zip(clicks.single, ((ids, every) for ids in clicks.ids.T), strict=True))
+        for name, (values, offsets) in clicks.bags.items():
+            read[name] = values, every.repeat_interleave(offsets.diff())
+        return read
+
+    @torch.no_grad()
+    def errors(self, model: nn.Module, embedding: EmbeddingModule, batch: ClickStep) -> Tensor:
+        was_training = model.training
+        model.eval()
+        try:
+            logits = model(self._rows(embedding, batch.clicks)[0], batch.clicks.dense)
+        finally:
+            model.train(was_training)
+        squared: Tensor = (logits.sigmoid() - batch.clicks.labels).square()
+        return squared
+
     def validate(
         self, model: nn.Module, embedding: EmbeddingModule, *, part: Part = "validation"
     ) -> float:

@@ -6,7 +6,7 @@ Shapes: D an embedding module's width, d a table's embedding_dim.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -90,4 +90,17 @@ class Task(Protocol):
         self, model: nn.Module, embedding: EmbeddingModule, *, part: Literal["validation", "test"]
     ) -> Report:
         """All metrics of a part."""
+        ...
+
+
+@runtime_checkable
+class TellsExamples(Protocol):
+    """What a task may tell beside: how its single examples fare, and which rows they read."""
+
+    def rows_of(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """{table: ids (V,) and examples (V,), int64}: example examples[v] reads row ids[v]."""
+        ...
+
+    def errors(self, model: nn.Module, embedding: EmbeddingModule, batch: Batch) -> Tensor:
+        """(B,) squared errors of the predicted probabilities, from 0 to 1, without dropout."""
         ...

@@ -18,6 +18,8 @@ from bet_torchrec.planning.counts import RowCounts
 from bet_torchrec.planning.plan import SizePlan
 from bet_torchrec.planning.sizers import (
     BET,
+    CIESS,
+    ESAPN,
     MDE,
     MGQE,
     MLET,
@@ -59,6 +61,8 @@ QUICK = {
     "magnitude": Magnitude(),
     "pep": PEP(every=1, steps=2),
     "darts": DartsEmb(),
+    "esapn": ESAPN(),
+    "ciess": CIESS(episodes=1, steps=2, updates=2),
     "optembed": OptEmbed(evolution=Evolution(generations=1)),
 }
 FORMS = {  # whose rows share parameters: test_shared_forms has their promises
@@ -68,8 +72,16 @@ FORMS = {  # whose rows share parameters: test_shared_forms has their promises
     "hashing": Hashing(),
     "qr": QuotientRemainder(),
 }
-OWN_ORDERS = ("mr", "magnitude", "pep", "darts", "optembed")  # whose sizes need not follow counts
-TRAINING = ("magnitude", "pep", "darts", "optembed")  # which need a workbench
+OWN_ORDERS = (
+    "mr",
+    "magnitude",
+    "pep",
+    "darts",
+    "optembed",
+    "esapn",
+    "ciess",
+)  # whose sizes need not follow counts
+TRAINING = ("magnitude", "pep", "darts", "optembed", "esapn")  # which need a workbench
 TABLES = (TableSpec("user", 300, 64), TableSpec("item", 500, 32))
 BUDGETS = {
     "sparsity": Budget.sparsity(0.9),

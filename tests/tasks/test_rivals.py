@@ -7,11 +7,11 @@ import pytest
 import torch
 from click_splits import planted
 
-from bet_torchrec.comparison import METHODS, Cell, Settings
+from bet_torchrec.comparison import METHODS, Cell, Settings, rivals
 from bet_torchrec.comparison.run import run_cell
 from bet_torchrec.comparison.tasks import Entry
 from bet_torchrec.planning import Budget, BudgetPlanner
-from bet_torchrec.planning.sizers import MDE, MLET, PEP, Hashing, Magnitude, QuotientRemainder
+from bet_torchrec.planning.sizers import MDE, MGQE, MLET, PEP, Hashing, Magnitude, QuotientRemainder
 from bet_torchrec.tasks import ClickTask
 from bet_torchrec.training import TensorTables, TrainingWorkbench, TrainSettings
 
@@ -24,8 +24,13 @@ FORMS = {
     "mde": MDE(blocks=2, init_std=0.1),
     "hashing": Hashing(init_std=0.1),
     "qr": QuotientRemainder(init_std=0.1),
-    "pep": PEP(form="mask", init_std=0.1),
+    "mgqe": MGQE(init_std=0.1),
+    "pep": PEP(form="mask", steps=12, init_std=0.1),
 }
+
+
+TRAININGS = {"mlet": 4, **dict.fromkeys(("magnitude", "pep", "darts", "optembed", "esapn"), 2)}
+TRAININGS["ciess"] = 2
 
 
 def asked(bench, amount, sizer):
@@ -70,10 +75,13 @@ def test_mlet_collapses_without_a_change():
     assert np.allclose(found, TASK.predictions(trained.model, trained.embedding), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "method", ["magnitude", "magnitude-mask", "pep", "pep-mask", "mlet", "mde", "hashing", "qr"]
-)
-def test_each_is_a_cell_of_a_grid(method, tmp_path):
+RIVALS = [name for name, m in METHODS.items() if m.plans.__module__ == rivals.__name__]
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_each_is_a_cell_of_a_grid(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(rivals, "PEP_STEPS", 12)
+    monkeypatch.setattr(rivals, "ESAPN_STEPS", 4)
     cell = Cell(data="planted", model="fm", dim=8, budget="1/2", method=method, seed=0)
     entry = Entry(TASK, TRAINING, TRAINING, (0.02,), {"name": "planted"})
     record = run_cell(cell, entry, tmp_path, Settings(probes=2, finalists=1))
@@ -83,5 +91,5 @@ def test_each_is_a_cell_of_a_grid(method, tmp_path):
     indexed = method in ("magnitude-mask", "pep-mask", "mde")  # places of entries, id maps
     assert (record.get("bytes", 0) > 4 * record["parameters"]) == indexed
     if method != "mde":  # two of whose three alphas come to the same widths here
-        assert record["trainings"] == {"mlet": 4, "magnitude": 2, "pep": 2}.get(method, 1)
+        assert record["trainings"] == TRAININGS.get(method, 1)
     assert METHODS[method].about

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from .bet import BET
+from .ciess import CIESS
 from .darts import DartsEmb
 from .equal_sizes import EqualSizes
+from .esapn import ESAPN
 from .forms import Form, FormPlan
 from .hashing import Hashing, QuotientRemainder
 from .magnitude import Magnitude
@@ -23,6 +25,8 @@ from .workbench import Evaluate, Sized, Sizer, Start, Train, Trained, Workbench
 
 __all__ = [
     "BET",
+    "CIESS",
+    "ESAPN",
     "MDE",
     "MGQE",
     "MLET",
@@ -61,6 +65,8 @@ SIZERS: Mapping[str, Callable[..., Sizer]] = MappingProxyType(
         "mgqe": MGQE,
         "darts": DartsEmb,
         "optembed": OptEmbed,
+        "esapn": ESAPN,
+        "ciess": CIESS,
         "hashing": Hashing,
         "qr": QuotientRemainder,
     }

@@ -181,6 +181,24 @@ class RankingTask:
         terms = model(embedding, *batch[:3], generator=generator)
         return bpr_loss(terms, self.bpr.l2, examples=batch.examples)
 
+    def rows_of(self, batch: Triples) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of users and their positives; a graph's model reads other rows as well."""
+        every = torch.arange(len(batch.users), device=batch.users.device)
+        sides = {"user": batch.users, "item": batch.positives}
+        return {name: (sides[side], every) for name, side in self._sides.items()}
+
+    @torch.no_grad()
+    def errors(self, model: nn.Module, embedding: EmbeddingModule, batch: Triples) -> Tensor:
+        """Of the probability that the positive is preferred, which should be 1."""
+        was_training = model.training
+        model.eval()
+        try:
+            margin = model(embedding, *batch[:3]).margin
+        finally:
+            model.train(was_training)
+        squared: Tensor = (1 - margin.sigmoid()).square()
+        return squared
+
     def validate(
         self, model: nn.Module, embedding: EmbeddingModule, *, part: Part = "validation"
     ) -> float:

@@ -42,8 +42,10 @@ class PEP:
         (MovieLens-1M) and -150 (Criteo, Avazu). At -150 the sigmoid's gradient is 0 in fp32, and
         weight decay alone moves s.
     steps: of the pruning run; None for the paper's, as long as ``settings`` last.
-    threshold_rate: the thresholds' learning rate, as a multiple of the tables'. weight_decay: of
-        the thresholds' s, which pulls them towards 0 and so prunes.
+    threshold_rate: the thresholds' learning rate, as a multiple of the tables' (which it is in the
+        paper). On Frappe with FM, 1/64 of the entries, .1 gave a validation AUC of .854 where 1
+        gave .832; at 1/16 they were alike. weight_decay: of the thresholds' s, which pulls them
+        towards 0 and so prunes.
     form: "mask" keeps entries where they are (the paper's), "sizes" gives a row as many dimensions
         as entries of it survive, scaled to the budget: a ``SizePlan`` of real tables.
     settings: of the pruning run, as the workbench takes them; it should last ``steps`` and not
@@ -55,7 +57,7 @@ class PEP:
     granularity: Granularity = "feature_dimension"
     start: float = -15.0
     steps: int | None = 1000
-    threshold_rate: float = 1.0
+    threshold_rate: float = 0.1
     weight_decay: float = 0.0
     form: AnswerAs = "sizes"
     settings: Any = None
@@ -94,7 +96,7 @@ class PEP:
         force moves s. Where training ends before the target, the entries that are largest against
         their thresholds are kept, and the answer says so.
         """
-        return cls(**{"steps": None, "weight_decay": 1e-5, **changes})
+        return cls(**{"steps": None, "threshold_rate": 1.0, "weight_decay": 1e-5, **changes})
 
     def __call__(self, problem: SizingProblem) -> SizePlan | FormPlan:
         """The masked tables or the plan; deterministic under ``problem.seed``.
