@@ -98,6 +98,7 @@ def runs(tasks: Tasks, dim: int, done: set[tuple[Any, ...]], args: Any) -> Itera
         for form in forms(bench, targets, args.most, parts=args.parts)
         if (*origin.values(), form.method, form.setting) not in done
         and (args.methods is None or form.method in args.methods.split(","))
+        and (args.settings is None or form.setting in args.settings.split(","))
     ]
     with progress_bar(todo, desc=f"{tasks.data} {tasks.model} {tasks.seed}", shown=True) as bar:
         for form in bar:
@@ -116,6 +117,7 @@ def main() -> None:
     p.add_argument("--data", default="frappe,movielens-1m-clicks,renttherunway")
     p.add_argument("--models", default="fm,deepfm,dlrm")
     p.add_argument("--methods", help="all unless given: names as in the lines, by commas")
+    p.add_argument("--settings", help="all unless given: of the methods, likewise")
     p.add_argument("--dim", type=int, help="of the full tables: 64, Frappe 16")
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--targets", default=TARGETS, help="bytes a row that ours are made for")
