@@ -1,6 +1,7 @@
 """What bases cost a training step: 26 tables x 64 wide, with, without, and at full width.
 
-    python benchmarks/basis.py --threads 1 --out benchmarks/results/basis.json
+    python benchmarks/basis.py --threads 1 --repeats 5 --batch 1024 --rows 20000 \
+        --out benchmarks/results/basis.json
 
 Tables of --rows rows each, one Zipf-distributed id a bag, row-wise Adagrad by our fused CPU step.
 A plan of average width w has 20 % of the rows at 2w, 40 % at w and 40 % at w/2, the most frequent

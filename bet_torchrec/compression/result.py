@@ -109,17 +109,14 @@ class Compressed:
         """A TorchRec user's own model around a collection of the coded tables, for serving.
 
         Raises:
-            InvalidInputError: the task is none of a user's own model.
+            InvalidInputError: the task is none of a user's own model, or it does not pool.
         """
-        if not hasattr(self.task, "around"):
+        if not hasattr(self.task, "coded"):
             raise InvalidInputError(
                 f"deploy is for a TorchRecTask, got {type(self.task).__name__}: look rows up in "
                 "embedding(), or read the saved codes with bet_torchrec.serving"
             )
-        from ..embeddings.coded import CodedEmbeddingBagCollection
-
-        collection = CodedEmbeddingBagCollection(self.task.configs, self.tables)
-        made: nn.Module = self.task.around(collection, self.model)
+        made: nn.Module = self.task.around(self.task.coded(self.tables), self.model)
         return made.eval()
 
     def save(self, folder: str | Path) -> Path:

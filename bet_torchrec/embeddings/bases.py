@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torchrec.sparse.jagged_tensor import KeyedTensor
@@ -102,9 +103,22 @@ class Bases(nn.Module):
         """Pooled coordinates of all slots side by side (B, sum of w) to rows (B, sum of d)."""
         if not self._turns:
             return values
+        if torch.compiler.is_compiling():
+            return self._one_by_one(values)
         axes = [getattr(self, _PREFIX + name) for name in self._shapes]
         turned: Tensor = _Turned.apply(values, self._products, tuple(self._shapes), *axes)
         return turned
+
+    def _one_by_one(self, values: Tensor) -> Tensor:
+        """The same in plain operators, for graphs, which take no writes into parts of an output."""
+        parts = []
+        for product in self._products:
+            columns = values.narrow(1, product.source, product.width)
+            if product.table is None:
+                parts.append(F.pad(columns, (0, product.dim - product.width)))
+            else:
+                parts.append(columns @ getattr(self, _PREFIX + product.table).to(columns.dtype))
+        return torch.cat(parts, dim=1)
 
     def output(self, coordinates: KeyedTensor) -> KeyedTensor:
         """A merged batch as the collection's output."""
@@ -209,14 +223,15 @@ class _Turned(torch.autograd.Function):
         ctx.batched, ctx.columns = _batched(values), values.shape[1]
         kept = values if any(ctx.needs_input_grad[3:]) else None  # for the axes' gradients alone
         ctx.save_for_backward(kept, *own.values())
-        out = values.new_empty(len(values), products[-1].target + products[-1].dim)
+        shape = (len(values), products[-1].target + products[-1].dim)
+        all_turned = all(product.table for product in products)
+        out = values.new_empty(shape) if all_turned else values.new_zeros(shape)
         for run in _runs(products, batched=ctx.batched):
             one = run[0]
             columns = values.narrow(1, one.source, sum(p.width for p in run))
             to = out.narrow(1, one.target, sum(p.dim for p in run))
             if one.table is None:
-                to[:, : one.width] = columns
-                to[:, one.width :] = 0  # every row dropped
+                to.narrow(1, 0, one.width).add_(columns)  # narrower where every row is dropped
             else:
                 _multiply(columns, [own[str(p.table)] for p in run], to)
         return out
@@ -272,6 +287,5 @@ def _multiply(columns: Tensor, factors: Sequence[Tensor], out: Tensor) -> None:
     if len(factors) == 1:
         torch.mm(columns, factors[0], out=out)
         return
-    each = columns.unflatten(1, (len(factors), -1)).transpose(0, 1)
-    found = torch.bmm(each, torch.stack(list(factors)))
-    out.unflatten(1, (len(factors), -1)).copy_(found.transpose(0, 1))
+    each, to = (t.unflatten(1, (len(factors), -1)).transpose(0, 1) for t in (columns, out))
+    torch.bmm(each, torch.stack(list(factors)), out=to)

@@ -149,7 +149,8 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
         if features.values().is_meta:  # shapes alone, as for an export or an estimate
             return self.rows(self.merger.output(self._zeros(features)))
         check_shapes(features)
-        if torch.compiler.is_compiling() and self.router.keys:
+        whole = self.router.keys and type(self.embedding_bag_collection) is EmbeddingBagCollection
+        if torch.compiler.is_compiling() and whole:
             return self.rows(self.merger.output(self._as_operator(features)))
         features = self.router.select(features)
         routed = self.router(features)

@@ -21,7 +21,9 @@ from ..errors import InvalidInputError
 
 Routed = tuple[Tensor, Tensor, list[int], "Tensor | None", int]
 
-LARGE = 1 << 18  # ids times blocks of a batch that is routed slot by slot
+# Ids times blocks of a batch that is routed slot by slot: a GPU has more room, and waits for every
+# one of the kernels, some twenty a block.
+LARGE, LARGE_ON_DEVICE = 1 << 18, 1 << 25
 _PIECE = 1 << 15  # ids that are looked at together then
 
 
@@ -36,8 +38,10 @@ def route(
     features: the slots', in order. at: the router's tensors on their device. pairs: in the order of
     the result, each a block * S + slot. blocks: (4, K, S), as in ``at``, on the CPU.
     """
-    counted = features.device().type == "cpu" or features.length_per_key_or_none() is not None
-    if counted and features.values().numel() * blocks.shape[1] > LARGE:
+    on_cpu = features.device().type == "cpu"
+    counted = on_cpu or features.length_per_key_or_none() is not None
+    large = LARGE if on_cpu else LARGE_ON_DEVICE
+    if counted and features.values().numel() * blocks.shape[1] > large:
         return _slot_by_slot(features, at, pairs, blocks)
     return _at_once(features, at, pairs)
 

@@ -224,7 +224,9 @@ class SizePlan:
             for i, table in enumerate(self.tables)
             if table.order is not None
         }
-        return plan_io.dump({**self._header(), "metadata": dict(self.metadata)}, orders)
+        header = {**self._header(), "metadata": dict(self.metadata)}
+        based = any(table.basis is not None for table in self.tables)
+        return plan_io.dump(header, orders, based=based)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, source: str = "the data") -> SizePlan:

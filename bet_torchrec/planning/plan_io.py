@@ -55,13 +55,12 @@ class PlanHeader:
     metadata: Mapping[str, str]
 
 
-def dump(header: Mapping[str, Any], arrays: Arrays) -> bytes:
-    """A file's bytes from a JSON-able header and named arrays."""
+def dump(header: Mapping[str, Any], arrays: Arrays, *, based: bool = False) -> bytes:
+    """A file's bytes from a JSON-able header and named arrays. based: some table has a basis."""
     text = json.dumps(header, sort_keys=True)
-    version = VERSION if any("basis" in table for table in header["tables"]) else 1
     metadata = {
         "format": FORMAT,
-        "version": str(version),
+        "version": str(VERSION if based else 1),
         "header": text,
         "sha256": _checksum(text, arrays),
     }

@@ -10,6 +10,7 @@ from ..tasks.task import Task
 from .settings import TrainSettings
 
 NEVER = 10**9
+PROBE_EPOCHS = 3  # at least: full tables may overfit long before small ones have learnt
 PROBE_SHARE = 0.3  # shorter ones rank click models' plans hardly better than chance
 FORESIGHT = 0.5
 
@@ -48,12 +49,12 @@ def rounding_epochs(training: TrainSettings, steps_per_epoch: int) -> TrainSetti
 def clicks(lr: float = 2e-3) -> Recipe:
     """Click models and users' own: Adam at a constant rate, an epoch between validations.
 
-    A probe is three tenths of the epochs that the full model took.
+    A probe is three tenths of the epochs that the full model took, but at least three.
     """
     training = TrainSettings(
         lr=lr, lr_decay=1.0, lr_min=0.0, max_epochs=30, validate_every=None, patience=2
     )
-    fine_tuning = dataclasses.replace(training, max_epochs=1, validate_every=NEVER)
+    fine_tuning = dataclasses.replace(training, max_epochs=PROBE_EPOCHS, validate_every=NEVER)
     return Recipe(
         training=training, fine_tuning=fine_tuning, probe_share=PROBE_SHARE, foresight=FORESIGHT
     )

@@ -131,6 +131,15 @@ class TurnedEmbedding(nn.Module):
         inner: Any = self.inner
         return TurnedEmbedding(inner.quantised(precisions), self.bases())
 
+    def around(self, inner: EmbeddingModule) -> TurnedEmbedding:
+        """The same axes, shared, over other rows of these tables."""
+        trained = [name for name in self._names if isinstance(self.axes(name), nn.Parameter)]
+        made = TurnedEmbedding(inner, self.bases(), train=trained)
+        made.width = self.width
+        for number in range(len(self._names)):
+            setattr(made, f"axes_{number}", getattr(self, f"axes_{number}"))
+        return made
+
     def _turned(self, name: str, coordinates: Tensor) -> Tensor:
         axes, rows = self.axes(name), coordinates
         if axes is not None:

@@ -346,13 +346,18 @@ class TrainingWorkbench:
         settings = settings or self.rounding
         if settings is None:
             settings = rounding_epochs(self.training, self.task.steps_per_epoch)
-        rows: SizedEmbedding = trained.embedding
-        kept = {name: value.clone() for name, value in rows.state_dict().items()}
-        module = RoundedRows(rows, trained.precisions).to(self.device)
+        embedding: SizedEmbedding | TurnedEmbedding = trained.embedding
+        kept = {name: value.clone() for name, value in embedding.state_dict().items()}
+        module: RoundedRows | TurnedEmbedding
+        if isinstance(embedding, TurnedEmbedding):
+            rows: Any = embedding.inner
+            module = embedding.around(RoundedRows(rows, trained.precisions)).to(self.device)
+        else:
+            module = RoundedRows(embedding, trained.precisions).to(self.device)
         found = self.fit(module, settings=settings, warm=trained, seed=self.seed + 1)
         if found.outcome.ok and found.quality > trained.quality:
             return dataclasses.replace(trained, model=found.model, outcome=found.outcome)
-        rows.load_state_dict(kept)
+        embedding.load_state_dict(kept)
         return trained
 
     def train(

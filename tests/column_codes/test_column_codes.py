@@ -208,7 +208,7 @@ def test_more_bytes_more_blocks_and_own_axes_lose_less():
 
     def loss(limit: int, blocks: int = 1, turned: bool = True) -> float:
         bases = {k: principal_basis(t, weight[k]) for k, t in full.items()} if turned else {}
-        extra = sum(b.nbytes for b in bases.values()) + blocks * 2 * 9 * DIM
+        extra = sum(4 * b.axes.numel() for b in bases.values()) + blocks * 2 * 9 * DIM
         coded = encode_tables(
             full,
             n,

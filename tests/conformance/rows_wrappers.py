@@ -12,8 +12,12 @@ from conformance_kinds import (
     Kind,
     assert_same_output,
     batch,
+    fused,
+    group,
     loss_of,
     plan,
+    sharder,
+    values,
 )
 from conformance_table import TABLE, missing, refused
 from torch import nn
@@ -115,6 +119,42 @@ def tower(kind: Kind) -> None:
 
     found, expected = (EmbeddingTower(made, Sum(kind))(batch()) for made in kind.both())
     torch.testing.assert_close(found, expected)
+
+
+UNSUPPORTED = refused("Unsupported embedding type")
+
+
+@TABLE.row(
+    WRAPPED,
+    "`EmbeddingTower` under TorchRec's `EmbeddingTowerSharder`",
+    pooled=UNSUPPORTED,
+    unpooled=UNSUPPORTED,
+)
+def tower_sharder(kind: Kind) -> None:
+    """It knows TorchRec's two classes only; without it our own sharder takes what is inside."""
+    from torchrec.distributed.embedding_tower_sharding import EmbeddingTowerSharder
+    from torchrec.modules.embedding_tower import EmbeddingTower
+
+    for made in reversed(kind.both()):
+        tower = EmbeddingTower(made, Sum(kind))
+        assert EmbeddingTowerSharder({}).shardable_parameters(tower)
+
+
+@TABLE.row(WRAPPED, "`EmbeddingTower`, what is inside sharded by our sharder")
+def tower_sharded(kind: Kind) -> None:
+    from torchrec.distributed import DistributedModelParallel
+    from torchrec.modules.embedding_tower import EmbeddingTower
+
+    with group():
+        model: Any = DistributedModelParallel(
+            EmbeddingTower(kind.ours(device="meta"), Sum(kind)),
+            device=torch.device("cpu"),
+            sharders=[sharder(kind, own=True, fused=fused())],
+            init_parameters=False,
+        )
+        model.module.embedding.load_full_tables(values())
+        found = model(batch())
+    torch.testing.assert_close(found, EmbeddingTower(kind.theirs(), Sum(kind))(batch()))
 
 
 @TABLE.row(

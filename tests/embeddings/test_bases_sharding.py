@@ -123,7 +123,7 @@ def test_sharded_as_in_one_process(tmp_path):
                     torch.from_numpy(bases[name]), basis.axes, atol=1e-5, rtol=1e-4
                 )
         loaded = make_module(based(), layout=layout, row_order="interleaved")
-        load_checkpoint(loaded, tmp_path / how)
+        load_checkpoint(loaded, tmp_path / how, optimizer_state=False)
         for name, table in loaded.full_tables().items():
             assert (table - torch.from_numpy(ranks[0][how][0][name])).abs().max() < 1e-6
     for name, table in unpooled_in_one_process().full_tables().items():
@@ -132,7 +132,7 @@ def test_sharded_as_in_one_process(tmp_path):
             torch.testing.assert_close(own, table, atol=1e-5, rtol=1e-4)
     # Migrations on the ranks are those of one process.
     source = make_module(based(), row_order="interleaved")
-    load_checkpoint(source, tmp_path / "table_wise")
+    load_checkpoint(source, tmp_path / "table_wise", optimizer_state=False)
     plain = migrate(source, make_plan(7), rest="zeros")
     again = migrate(plain, based(seed=7), rest="zeros")
     for found in ranks:

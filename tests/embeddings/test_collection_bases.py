@@ -44,6 +44,7 @@ from bet_torchrec.embeddings import (
     save_checkpoint,
 )
 from bet_torchrec.embeddings import bases as products
+from bet_torchrec.embeddings.native.build import available
 from bet_torchrec.errors import InvalidInputError, PlanError
 
 ALL = pytest.mark.parametrize("plan", PLANS, ids=["fixed", "mixed", "trained"])
@@ -75,7 +76,7 @@ def test_trains_as_coordinates_times_axes(plan, layout, optimizer):
     bases = module.table_bases()
     expected = oracle(plan, bases, coordinates_of(plan, bases))
     target = torch.randn(7, expected(bags()).values().shape[1])
-    both = [(m, optimizer(m.parameters(), lr=0.05)) for m in (module, expected)]
+    both = [(m, optimizer(m.parameters(), lr=0.005)) for m in (module, expected)]
     for step in range(4):
         for made, own in both:
             own.zero_grad()
@@ -267,6 +268,50 @@ def test_batched_products_as_on_cuda(monkeypatch):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     runs = products._runs(module.bases._products, batched=True)
     assert [[product.table for product in run] for run in runs] == [["a", "b", "c"], [None], ["e"]]
+
+
+@ALL
+def test_graphs_take_the_same_product_in_plain_operators(plan):
+    module = ours(plan)
+    values = torch.randn(5, module.merger.width)
+    found = []
+    for product in (module.bases, module.bases._one_by_one):
+        module.zero_grad()
+        start = values.clone().requires_grad_()
+        out = product(start)
+        out.square().sum().backward()
+        found.append([out, start.grad, *(axes.grad for axes in module.bases.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+class Flat(torch.nn.Module):
+    """Tensors in, tensors out."""
+
+    def __init__(self, tables):
+        super().__init__()
+        self.tables = tables
+
+    def forward(self, ids, lengths):
+        features = KeyedJaggedTensor(keys=list(ROWS), values=ids, lengths=lengths)
+        return self.tables(features).values()
+
+
+@pytest.mark.slow
+def test_compiled_as_one_graph():
+    if not available():
+        pytest.skip("no C++ compiler")
+    module, one = ours(PLANS[1]), bags()
+    expected = module(one).values()
+    expected.square().sum().backward()
+    gradients = [weight.grad.clone() for weight in module.parameters()]
+    module.zero_grad()
+    compiled = torch.compile(Flat(module), fullgraph=True, backend="aot_eager")
+    found = compiled(one.values(), one.lengths())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    found.square().sum().backward()
+    for weight, gradient in zip(module.parameters(), gradients, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, atol=1e-3, rtol=1e-4)
 
 
 def test_on_meta():

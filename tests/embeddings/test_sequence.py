@@ -31,6 +31,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollectionInterface
 
 from bet_torchrec import SizePlan
 from bet_torchrec.embeddings import BudgetedEmbeddingCollection, IdRangeError, ShardingError
+from bet_torchrec.embeddings.sequence import module
 from bet_torchrec.errors import InvalidInputError, PlanError
 
 
@@ -218,3 +219,18 @@ def test_torchrec_s_default_sharder_does_not_take_it_apart():
     taken = ShardedEmbeddingCollection.__new__(ShardedEmbeddingCollection)
     with pytest.raises(ShardingError, match="BudgetedEmbeddingCollectionSharder"):
         setattr(strips, next(iter(strips)), taken)
+
+
+@pytest.mark.parametrize(("layout", "row_order"), LAYOUTS)
+def test_without_our_kernel_rows_and_gradients_are_the_same(layout, row_order, monkeypatch):
+    """As on a GPU, in half precision, or without a compiler: routed, looked up, put together."""
+    found = []
+    for kernel in (True, False):
+        if not kernel:
+            monkeypatch.setattr(module, "by_kernel", lambda weights, ids: False)
+        made = ours(layout, row_order)
+        out = made(ids(seed=3))
+        flat = torch.cat([one.values().flatten() for one in out.values()])
+        flat.tanh().square().sum().backward()
+        found.append((flat, [weight.grad for weight in made.parameters()]))
+    torch.testing.assert_close(*found)

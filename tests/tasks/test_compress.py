@@ -58,6 +58,12 @@ def test_without_training_on_the_model_is_the_same(full):
         assert torch.equal(value, full.model.state_dict()[name])
 
 
+def test_only_a_users_own_model_is_deployed(full):
+    form = compress(full, budget=600, fine_tune=False).forms[0]
+    with pytest.raises(InvalidInputError, match="deploy is for a TorchRecTask, got ClickTask"):
+        form.deploy()
+
+
 def test_what_is_saved_reads_back(full, tmp_path):
     found = compress(full, budget=[800, 400], fine_tune=False)
     folder = found.save(tmp_path / "out")

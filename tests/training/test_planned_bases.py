@@ -101,6 +101,20 @@ def test_served_in_the_plan_s_precisions(bench):
         assert 0 < off < 0.05
 
 
+def test_rounding_epochs_share_rows_and_axes(bench):
+    budget = Budget.bytes(10**6, purpose="inference", dtype="int4", alignment=1)
+    trained = bench.fine_tuned(plan_of(bench, "trained", budget=budget), epochs=0)
+    before = {name: value.clone() for name, value in trained.embedding.state_dict().items()}
+    found = bench.rounded(trained, dataclasses.replace(SETTINGS, max_epochs=2))
+    assert found.embedding is trained.embedding
+    after = found.embedding.state_dict()
+    assert after.keys() == before.keys()
+    alike = {torch.equal(after[name], before[name]) for name in before}
+    assert alike == {found is trained}  # all rows and axes have moved, or nothing was better
+    other = trained.embedding.around(trained.embedding.inner)
+    assert other.axes("user") is trained.embedding.axes("user")
+
+
 def test_a_search_within_a_budget_of_bases(bench):
     budget = Budget.parameters(sum(t.num_embeddings for t in bench.tables) * 3 + 200)
     planner = BudgetPlanner(

@@ -44,7 +44,7 @@ def pool(weights: list[Tensor], features: list[int], width: int, *batch: Any) ->
         IdRangeError: an id is out of range. InvalidInputError: the batch contradicts itself.
     """
     count, bags, ids, *rest = batch[:6]
-    if _by_kernel(weights, ids):
+    if by_kernel(weights, ids):
         out = torch.empty(bags, width)
         try:
             run(
@@ -59,7 +59,8 @@ def pool(weights: list[Tensor], features: list[int], width: int, *batch: Any) ->
             )
         except IdFault as fault:
             slot, wrong = fault.args
-            raise _out_of_range(slot, wrong, rows_of(batch[6:8], slot)) from None
+            slots, tables = batch[6:8]
+            raise _out_of_range(slot, wrong, int(tables[int(slots[slot, 0]), 0])) from None
         return out
     pooled = weights[0].new_zeros(bags, width, dtype=_type(weights))
     for found in _lookups(features, *batch):
@@ -201,18 +202,13 @@ def _starts(bags: int, ids: int, lengths: Tensor | None, offsets: Tensor | None)
     return starts
 
 
-def _by_kernel(weights: Sequence[Tensor], ids: Tensor) -> bool:
+def by_kernel(weights: Sequence[Tensor], ids: Tensor) -> bool:
+    """Whether our own kernel pools them: fp32 on the CPU, where there is a compiler."""
     return (
-        ids.device.type == "cpu"
+        all(t.device.type == "cpu" for t in (ids, *weights))
         and all(w.dtype == torch.float32 and w.is_contiguous() for w in weights)
         and available()
     )
-
-
-def rows_of(described: Sequence[Tensor], slot: int) -> int:
-    """Of a slot's table. described: slots and tables."""
-    slots, tables = described
-    return int(tables[int(slots[slot, 0]), 0])
 
 
 def _out_of_range(slot: int, wrong: int, rows: int) -> IdRangeError:

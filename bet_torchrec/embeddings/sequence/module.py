@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -22,12 +23,13 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
 from ...axes import Basis
-from ...errors import InvalidInputError, ShardingError
+from ...errors import IdRangeError, InvalidInputError, ShardingError
 from ...planning.plan import SizePlan
 from ..batches import check_shapes
 from ..by_table import refuse_by_table, refuse_from_float
 from ..layout import Block, Layout, RowOrder
 from ..module import BudgetedEmbeddingBagCollection
+from ..native.pooling import by_kernel
 from ..parts import (
     clear_padding,
     full_tables,
@@ -107,9 +109,14 @@ class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
             return as_leaf(self, features)
         features = maybe_td_to_kjt(features, None)
         check_shapes(features)
-        if torch.compiler.is_compiling():
+        # TorchRec's quantisation puts tables of its own in place of these.
+        if all(type(own) is EmbeddingCollection for own in self.embedding_collections.values()):
             weights = {n: [self.weight(block) for block in own] for n, own in self.blocks.items()}
-            return self.router.as_operators(features, weights, self.bases.rows)
+            if torch.compiler.is_compiling():
+                return self.router.as_operators(features, weights, self.bases.rows)
+            if by_kernel([w for own in weights.values() for w in own], features.values()):
+                with suppress(IdRangeError):  # the way below knows the feature's name
+                    return self.router.as_operators(features, weights, self.bases.rows)
         routed = self.router(features)
         parts = zip(self.embedding_collections.values(), routed.features, strict=True)
         found = [collection(part) for collection, part in parts]

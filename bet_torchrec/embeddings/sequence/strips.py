@@ -151,7 +151,7 @@ class StripRouter:
         weights: Mapping[str, Sequence[Tensor]],
         turned: Callable[[str, Tensor], Tensor],
     ) -> dict[str, JaggedTensor]:
-        """The whole lookup, for a graph to be compiled or exported: routing would break it.
+        """The whole lookup, an operator a slot.
 
         weights: by table, its blocks'. turned: as for ``output``.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from ...planning.plan import SizePlan
+    from ...serving.column_codes import CodedTable
     from ...training import Trained
 
 Predict: TypeAlias = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
@@ -319,6 +320,21 @@ class TorchRecTask:
                 f"model should build the same weights every time, got {lost + unexpected} only once"
             )
         return module
+
+    def coded(self, tables: Mapping[str, CodedTable]) -> nn.Module:
+        """A collection of coded tables (see ``compress``), for serving.
+
+        Raises:
+            InvalidInputError: the model looks up without pooling, or the codes are of other tables.
+        """
+        from ...embeddings.coded import CodedEmbeddingBagCollection
+
+        if not self._pooled:
+            raise InvalidInputError(
+                "coded tables are served pooled, and this model's EmbeddingCollection looks up "
+                "without: read rows with column_codes.CodedEmbedding instead"
+            )
+        return CodedEmbeddingBagCollection(self.configs, tables, is_weighted=self._is_weighted)
 
     def sharded(
         self, plan: SizePlan, *, draw: int | None = 0, layout: str = "bucketed", **options: Any

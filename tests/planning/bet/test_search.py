@@ -273,3 +273,21 @@ def test_it_needs_a_way_to_try():
 def test_wrong_settings_say_so(wrong, match):
     with pytest.raises(InvalidInputError, match=match):
         bet(**wrong)
+
+
+def test_large_tables_go_first_whose_zeros_cost_the_full_model_least(tmp_path):
+    planner, tables, counts = many(sizer=bet(iterations=60, trainer=FullBatch(steps=1)))
+    worth = {"t7": 0.4, "t8": 0.1, "t9": 0.3, "t10": 0.2, "t11": 0.5}
+
+    def probe(p):
+        return 1.0 - sum(loss for name, loss in worth.items() if not p.sizes(name).any())
+
+    bench = FakeWorkbench(probe)
+    planner.plan(tables, counts, workbench=bench, run_dir=tmp_path, progress=False)
+    left = [p for p in lines(tmp_path) if p["strategy"] == "subset"]
+    # what is left over may still widen a row or two of one that is out
+    out = [
+        {f"t{t}" for t, b in enumerate(p["buckets"]) if sum(w * n for w, n in b) <= 3} for p in left
+    ]
+    assert out == [{"t8"}, {"t8", "t10"}, {"t8", "t10", "t9"}, {"t8", "t10", "t9", "t7"}]
+    assert [epochs for _, epochs, _ in bench.probed[:5]] == [0] * 5

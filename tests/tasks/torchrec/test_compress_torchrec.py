@@ -6,7 +6,7 @@ import pytest
 import torch
 from click_batches import DIM, ROWS, batches, model, tables
 from sklearn.metrics import roc_auc_score
-from torchrec import EmbeddingBagCollection
+from torchrec import EmbeddingBagCollection, EmbeddingConfig
 
 from bet_torchrec import compress
 from bet_torchrec.column_codes import coded_bytes
@@ -59,6 +59,21 @@ def test_a_sixteenth_of_the_bytes_in_three_lines(trained):
         assert held.allocated_bytes() == coded_bytes(form.tables) <= form.point.limit
     assert found.report.points[0].after > before - 0.03
     assert auc(trained) == before  # what came in is as it was
+
+
+def test_rows_that_are_not_pooled_are_not_served(trained):
+    configs = [
+        EmbeddingConfig(
+            name=table.name,
+            num_embeddings=table.num_embeddings,
+            embedding_dim=DIM,
+            feature_names=table.feature_names,
+        )
+        for table in tables()
+    ]
+    task = TorchRecTask(configs, model=torch.nn.Sequential, train=TRAIN, validation=VALIDATION)
+    with pytest.raises(InvalidInputError, match="served pooled"):
+        task.coded({})
 
 
 def test_a_model_that_is_not_the_tasks_is_refused(trained):

@@ -2,8 +2,9 @@
 
 Equal sizes come first, once a precision and exactly as ``EqualSizes`` gives them. Then, in turns:
 the small tables at full width and the rest by a power of the counts, or equal; sizes by
-count^alpha; and each table left out that others could gain by, those first that cost most a lookup
-(with few tables, nearly all of the budget for each subset, and those first).
+count^alpha; and the large tables left out, ever more of them, those first whose zeros cost the full
+model least (without a full model one at a time, those first that cost most a lookup; with few
+tables, nearly all of the budget for each subset).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ..equal_sizes import equal_boundaries
 from ..problem import SizingProblem
+from .importance import quality_lost
 from .sampler import Candidates, Sampler
 
 AnchorKind = Literal["anchor", "small", "count", "subset"]
@@ -27,7 +29,7 @@ STEEP = (0.5, 1.0)  # powers of the counts beside small tables at full width
 ALPHAS = (0.25, 0.5)
 # How many anchors beside equal sizes come in a row, and every how many iterations afterwards; with
 # many tables what is drawn is better than most of them.
-PACE = {False: (4, 3), True: (2, 5)}
+PACE = {False: (4, 3), True: (3, 5)}
 WORTH = 0.05  # of all rows: a table with fewer frees too little by being left out
 SMALL = 0.1  # of the budget: what the small tables at full width may take together
 
@@ -41,11 +43,9 @@ class Anchors:
         shapes: list[tuple[AnchorKind, object]] = [("small", alpha) for alpha in (*STEEP, None)]
         shapes += [("count", alpha) for alpha in ALPHAS]
         subsets: list[tuple[AnchorKind, object]] = [("subset", s) for s in self._subsets()]
-        if len(problem.tables) > FEW_TABLES:
-            self._others = shapes + subsets
-        else:
-            turns = zip_longest(subsets, shapes)
-            self._others = [anchor for turn in turns for anchor in turn if anchor is not None]
+        many = len(problem.tables) > FEW_TABLES
+        turns = zip_longest(shapes, subsets) if many else zip_longest(subsets, shapes)
+        self._others = [anchor for turn in turns for anchor in turn if anchor is not None]
 
     def due(self, iteration: int) -> int | None:
         """The number of the anchor whose turn it is, or None.
@@ -88,15 +88,20 @@ class Anchors:
         return self._sampler.shaped(shares, precision, family="count_power", beta=what)
 
     def _subsets(self) -> list[tuple[int, ...]]:
-        """Few tables: every subset. Many: all but one, those first that cost most a lookup."""
+        """Few tables: every subset. Many: without ever more of the large ones, or all but one."""
         tables = len(self._problem.tables)
         if tables <= FEW_TABLES:
             return [s for size in range(1, tables) for s in combinations(range(tables), size)]
-        dear = [c.rows / max(c.total, 1) for c in self._problem.counts]
-        rows = sum(c.rows for c in self._problem.counts)
-        large = [t for t, c in enumerate(self._problem.counts) if c.rows >= WORTH * rows]
-        order = sorted(large, key=lambda t: -dear[t])
-        return [tuple(t for t in range(tables) if t != out) for out in order]
+        counts = self._problem.counts
+        rows = sum(c.rows for c in counts)
+        large = [t for t, c in enumerate(counts) if c.rows >= WORTH * rows]
+        if self._problem.workbench is None:
+            dear = sorted(large, key=lambda t: -counts[t].rows / max(counts[t].total, 1))
+            left = [{t} for t in dear]
+        else:
+            cheap = [large[i] for i in quality_lost(self._problem, large).argsort(kind="stable")]
+            left = [set(cheap[:n]) for n in range(1, len(cheap))]
+        return [tuple(t for t in range(tables) if t not in out) for out in left]
 
     def _only(self, tables: Sequence[int]) -> Tensor:
         rows = self._sampler.space.rows.to(torch.float64)
