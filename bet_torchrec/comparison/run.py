@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import DivergedError
 from ..planning.sizers import FormPlan, Start
 from ..progress import progress_bar
 from ..provenance import provenance
@@ -121,7 +122,10 @@ def _measured(cell: Cell, contest: Contest) -> dict[str, Any]:
     searched = memory.megabytes()
     if plans is None:
         return {"infeasible": True}
-    final = contest.final(plans)
+    try:
+        final = contest.final(plans)
+    except DivergedError as error:  # the rest of a long grid is worth having
+        return {"diverged": str(error)}
     return {
         "parameters": final.plan.parameters(),
         "cost": final.plan.cost(),

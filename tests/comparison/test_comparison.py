@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,9 +30,10 @@ from bet_torchrec.comparison.results import append_result
 from bet_torchrec.comparison.tasks import Entry
 from bet_torchrec.data.clicks import generate_clicks, split_random
 from bet_torchrec.errors import InvalidInputError
+from bet_torchrec.outcome import Outcome
 from bet_torchrec.planning import TableSpec
 from bet_torchrec.tasks import ClickTask
-from bet_torchrec.training import clicks
+from bet_torchrec.training import TrainingWorkbench, clicks
 
 SETTINGS = Settings(probes=4, finalists=1, widths=(0, 1, 2, 4, 8), rates=(5e-3,))
 
@@ -39,6 +41,9 @@ SETTINGS = Settings(probes=4, finalists=1, widths=(0, 1, 2, 4, 8), rates=(5e-3,)
 RIVALS = {name for name, m in METHODS.items() if m.plans.__module__ == rivals.__name__}
 """Those of papers, which tests/tasks/test_rivals.py runs, each in a cell."""
 SETTINGS_OF_BET = {f"bet-{m}" for m in ("m40", "m60", "m80", "t20", "t30", "t40")}
+
+
+DIVERGED = SimpleNamespace(outcome=Outcome.diverged())
 
 
 @pytest.fixture
@@ -217,3 +222,13 @@ def test_the_peak_is_of_the_stretch_that_was_watched():
     if with_block is None or after is None:
         pytest.skip("this system does not tell a process's peak")
     assert with_block - after >= 45
+
+
+def test_a_method_that_diverges_leaves_the_others_their_results(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingWorkbench, "train_model", lambda *_, **__: DIVERGED)
+    cells = cells_of("equal", "full", budgets=("1/4",))
+    found = read_results(run_cells(cells, tmp_path, SETTINGS, progress=False))
+    equal, full = (found[cell] for cell in cells)
+    assert equal["diverged"].startswith("all 2 trainings diverged")
+    assert full["test"]["auc"] > 0.5
+    assert "| full tables |" in report(found)
