@@ -50,10 +50,10 @@ class BET:
     final_seeds: trainings of each finalist from each start; the mean decides.
 
     Why these defaults. On made-up tasks (benchmarks/search_value.py: 9 tables, 10 seeds, 30 probes;
-    quality in thousandths above equal sizes) one deviation of optimism came to 18.4, two to 18.2, the
-    bare expectation to 17.9, random search to 16.7 and local mutation to 15.7; its predictions had a
-    rank correlation of .6 with what was got, the expectation's .1. On click models (benchmarks/
-    clicks.py, README) the search is well above equal sizes at a sixteenth of the parameters, and
+    quality in thousandths above equal sizes) one deviation of optimism came to 18.4, two to 18.2,
+    the bare expectation to 17.9, random search to 16.7 and local mutation to 15.7; the predictions'
+    rank correlation with what was got was .6, the expectation's .1. On click models (README,
+    benchmarks/clicks.py) the search is well above equal sizes at a sixteenth of the parameters, and
     hardly above random search over the same families and shares.
     """
 
