@@ -161,7 +161,9 @@ class StripRouter:
             for bag, slot, (own, width) in zip(bags, self.slots, self._laid, strict=True)
         ]
         rows = [turned(slot.table, own) for slot, own in zip(self.slots, stored, strict=True)]
-        return named(self.slots, bags, rows, need_indices=self.need_indices)
+        # Of a table whose rows were all dropped no axes are kept, and a single column of zeros.
+        wide = [F.pad(own, (0, self.width - own.shape[1])) for own in rows]
+        return named(self.slots, bags, wide, need_indices=self.need_indices)
 
     def _rows(self, ids: Tensor, weights: Sequence[Tensor], laid: Laid, width: int) -> Tensor:
         """(ids, width): bags of one id each."""
