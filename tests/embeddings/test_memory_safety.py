@@ -99,7 +99,7 @@ if sys.argv[1] == "lie":
     ids = torch.zeros(4, dtype=torch.int64)
     bags = calls.Bags(1, 1, ids, torch.tensor([4000]), None, None)
     bags.ids_count = 4000
-    table = [torch.tensor([row]) for row in ([0, 0, 4, 0], [9, -1, 0, 0, 1], [0] * 8)]
+    table = [torch.tensor([row]) for row in ([0, 0, 4, 0], [9, -1, 0, 0, 1], [0] * 10)]
     tables = calls.Tables(calls.integers([0]), None, *table)
     import ctypes
     calls.run("bet_lookup", bags, ctypes.byref(tables), calls.integers([0]),
