@@ -111,15 +111,19 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
 
 
 def sanitized(tmp_path, *arguments: str) -> subprocess.CompletedProcess:
-    runtime = subprocess.run(
-        [str(COMPILER), "-print-file-name=libasan.so"], capture_output=True, text=True
-    ).stdout.strip()
-    if not os.path.isabs(runtime):
+    # libstdc++ too: torch throws through C++, and Python alone does not load it early enough.
+    runtimes = [
+        subprocess.run(
+            [str(COMPILER), f"-print-file-name={name}"], capture_output=True, text=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    if not all(os.path.isabs(runtime) for runtime in runtimes):
         pytest.skip("the compiler has no AddressSanitizer")
     here = os.path.dirname(__file__)
     env = {
         **os.environ,
-        "LD_PRELOAD": os.path.realpath(runtime),
+        "LD_PRELOAD": " ".join(os.path.realpath(runtime) for runtime in runtimes),
         "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0",
         "XDG_CACHE_HOME": str(tmp_path),
     }

@@ -98,6 +98,18 @@ def test_the_first_probes_explore_before_the_predictor_is_asked(tmp_path):
     assert strategies(tmp_path / "bare") == ["random"] * 4
 
 
+def test_probes_that_were_given_up_have_explored_too(tmp_path):
+    calls = []
+
+    def probe(p):
+        calls.append(p)
+        state = "ok" if len(calls) <= 2 else "pruned"
+        return Outcome(quality=quality(p), state=state)
+
+    plan(bet(iterations=11, explored=9), workbench=FakeWorkbench(probe), run_dir=tmp_path)
+    assert "predicted" in strategies(tmp_path)
+
+
 def test_large_tables_are_each_left_out_in_turn_and_the_search_keeps_most(tmp_path):
     planner, tables, counts = many(sizer=bet(iterations=50, trainer=FullBatch(steps=1)))
     planner.plan(

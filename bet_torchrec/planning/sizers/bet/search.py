@@ -143,7 +143,8 @@ class Search:
             if new is not None:
                 return Choice(candidate=new, strategy=kind)
         strategy = self.settings.strategies[t % len(self.settings.strategies)]
-        if len(self.history.ok) < max(self.settings.explored, 1):
+        # of all probes: those that were given up explored too, and there may be many
+        if not self.history.ok or len(self.history.probes) < self.settings.explored:
             strategy = "random"
         candidates = self._draw(strategy, rng)
         if strategy in ("random", "local"):
