@@ -250,6 +250,18 @@ def test_two_searches_in_one_folder(tmp_path):
     assert plan(bet(iterations=3), resume=tmp_path) == alone
 
 
+def test_sizes_over_the_budget_are_no_history(tmp_path):
+    sizer = bet(iterations=3)
+    plan(sizer, run_dir=tmp_path)
+    path = tmp_path / "history.jsonl"
+    text = path.read_text().splitlines()
+    probe = json.loads(text[2])
+    probe["buckets"][0] = [[32, sum(rows for _, rows in probe["buckets"][0])]]
+    signed(path, [*text[:2], json.dumps(probe), *text[3:]])
+    with pytest.raises(HistoryError, match="sizes that this search never tries.*should cost at"):
+        plan(sizer, resume=tmp_path)
+
+
 def test_only_our_error_comes_out_of_a_crafted_line(tmp_path_factory):
     good = tmp_path_factory.mktemp("good")
     sizer = bet(iterations=3, finalists=1, starts=("full",))

@@ -308,6 +308,9 @@ class Search:
         history = History.open(path, self._header(), resume=self.problem.resume)
         try:
             tried = self._tried(history.probes).boundaries if history.probes else None
+            for probe in history.probes:  # over the budget it is an error here, not at the end
+                precision = [self._precisions.index(p) for p in probe.precisions]
+                self._plan(to_boundaries(probe.buckets, self.space.widths), precision)
         except (LookupError, ValueError, RuntimeError) as error:
             raise HistoryError(
                 f"{path} holds sizes that this search never tries: {error}"
