@@ -15,7 +15,6 @@ from product_quantiser import ProductCodes
 
 from bet_torchrec.axes import Moments, principal_basis
 from bet_torchrec.column_codes import choose_codes, coded_bytes
-from bet_torchrec.planning.counts import RowCounts
 from bet_torchrec.planning.sizers.sensitivity import gradient_moments
 from bet_torchrec.training import SizedEmbedding, Trained, TrainingWorkbench, TurnedEmbedding
 from bet_torchrec.training.rounding import ColumnCodes, RoundedRows
@@ -139,7 +138,7 @@ def prefix(bench: TrainingWorkbench, rows: int, width: int, precision: str) -> F
     def make(full: Trained) -> TurnedEmbedding:
         tables, counts = full.full_tables(), bench.counts()
         bases = {
-            name: principal_basis(table, by_id(counts[name]), width=min(width, len(table)))
+            name: principal_basis(table, counts[name].by_id(), width=min(width, len(table)))
             for name, table in tables.items()
         }
         sizes = {name: np.full(len(tables[name]), b.width, np.int32) for name, b in bases.items()}
@@ -156,17 +155,8 @@ def prefix(bench: TrainingWorkbench, rows: int, width: int, precision: str) -> F
 def product(bench: TrainingWorkbench, rows: int, dim: int, parts: int, count: int) -> Form:
     def make(full: Trained) -> ProductCodes:
         tables, counts = full.full_tables(), bench.counts()
-        weights = {name: torch.from_numpy(by_id(counts[name]) + 1e-3) for name in tables}
+        weights = {name: torch.from_numpy(counts[name].by_id() + 1e-3) for name in tables}
         return ProductCodes(tables, weights, parts=parts, count=count, seed=bench.seed)
 
     each = -(-parts * (count.bit_length() - 1) // 8)
     return Form("product codes", f"{parts} x {count}", rows * each + 2 * count * dim, make)
-
-
-def by_id(counts: RowCounts) -> Any:
-    ranked = np.repeat(counts.values, counts.multiplicity)
-    if counts.order is None:
-        return ranked
-    found = np.empty_like(ranked)
-    found[counts.order] = ranked
-    return found

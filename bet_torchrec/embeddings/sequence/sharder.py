@@ -39,12 +39,12 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from ...axes import Basis
 from ..bases import Bases
 from ..batches import check_shapes, check_values
-from ..parts import clear_padding, full_tables, load_full_tables, refuse_full_tables
+from ..parts import clear_padding, refuse_full_tables
 from ..sharding.checks import check_sharding
 from ..sharding.storage import told_weight
+from ..sharding.whole_tables import WholeTables
 from .dense import mend_dense_tables
 from .module import BudgetedEmbeddingCollection, block_weights
 from .strips import Routed, StripRouter
@@ -66,7 +66,8 @@ class SequenceContext(EmbeddingCollectionContext):
 
 
 class ShardedBudgetedEmbeddingCollection(
-    ShardedEmbeddingModule[KJTList, list[Tensor], dict[str, JaggedTensor], SequenceContext]
+    WholeTables,
+    ShardedEmbeddingModule[KJTList, list[Tensor], dict[str, JaggedTensor], SequenceContext],
 ):
     """Made by ``BudgetedEmbeddingCollectionSharder``; same input and output as unsharded."""
 
@@ -184,28 +185,6 @@ class ShardedBudgetedEmbeddingCollection(
         """{block name: its real table, sharded}."""
         return block_weights(self.embedding_collections)
 
-    def load_full_tables(
-        self,
-        tables: Mapping[str, Tensor],
-        *,
-        counts: Mapping[str, Any] | None = None,
-        bases: Mapping[str, Basis] | None = None,
-    ) -> None:
-        """Fill the rows that this rank holds; as ``BudgetedEmbeddingCollection`` does.
-
-        A collective call where tables have bases.
-        """
-        pg = self.env.process_group
-        load_full_tables(self, tables, counts=counts, bases=bases, process_group=pg)
-
-    def table_bases(self) -> dict[str, Basis]:
-        """{table: its axes as they are now}, of the tables that have some."""
-        return self.bases.told()
-
-    def full_tables(self) -> dict[str, Tensor]:
-        """All ranks' rows on every rank, {name: (rows, embedding_dim)}; a collective call."""
-        return full_tables(self, self.env.process_group)
-
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
         """TorchRec's hook: parameters that DistributedDataParallel must leave alone."""
         strip: Any
@@ -221,9 +200,6 @@ class ShardedBudgetedEmbeddingCollection(
     def _initialize_torch_state(self, skip_registering: bool = False) -> None:
         for strip in self._strips():
             strip._initialize_torch_state(skip_registering)
-
-    def extra_repr(self) -> str:
-        return f"plan={self.plan.fingerprint()}, layout={self.layout!r}"
 
 
 class _Together(LazyAwaitable[dict[str, JaggedTensor]]):

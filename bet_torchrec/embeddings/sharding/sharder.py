@@ -40,19 +40,17 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from ...axes import Basis
 from ...errors import ShardingError
 from ..batches import check_shapes, check_values
 from ..module import BudgetedEmbeddingBagCollection
 from ..parts import (
     clear_padding,
-    full_tables,
-    load_full_tables,
     refuse_full_tables,
     table_weights,
 )
 from .checks import check_sharding, check_shards
 from .storage import told_weight
+from .whole_tables import WholeTables
 
 
 @dataclass
@@ -69,7 +67,7 @@ class BudgetedContext(EmbeddingBagCollectionContext):
 
 
 class ShardedBudgetedEmbeddingBagCollection(
-    ShardedEmbeddingModule[KJTList, list[Tensor], KeyedTensor, BudgetedContext]
+    WholeTables, ShardedEmbeddingModule[KJTList, list[Tensor], KeyedTensor, BudgetedContext]
 ):
     """Made by ``BudgetedEmbeddingBagCollectionSharder``; same input and output as unsharded."""
 
@@ -184,28 +182,6 @@ class ShardedBudgetedEmbeddingBagCollection(
         refuse_full_tables(state_dict, prefix, args[-1])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
-    def load_full_tables(
-        self,
-        tables: Mapping[str, Tensor],
-        *,
-        counts: Mapping[str, Any] | None = None,
-        bases: Mapping[str, Basis] | None = None,
-    ) -> None:
-        """Fill the rows that this rank holds; as ``BudgetedEmbeddingBagCollection`` does.
-
-        A collective call where tables have bases.
-        """
-        pg = self.env.process_group
-        load_full_tables(self, tables, counts=counts, bases=bases, process_group=pg)
-
-    def table_bases(self) -> dict[str, Basis]:
-        """{table: its axes as they are now}, of the tables that have some."""
-        return self.bases.told()
-
-    def full_tables(self) -> dict[str, Tensor]:
-        """All ranks' rows on every rank, {name: (rows, embedding_dim)}; a collective call."""
-        return full_tables(self, self.env.process_group)
-
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
         """TorchRec's hook: parameters that DistributedDataParallel must leave alone."""
         yield from self.embedding_bag_collection.sharded_parameter_names(
@@ -214,9 +190,6 @@ class ShardedBudgetedEmbeddingBagCollection(
 
     def _initialize_torch_state(self, skip_registering: bool = False) -> None:
         self.embedding_bag_collection._initialize_torch_state(skip_registering)
-
-    def extra_repr(self) -> str:
-        return f"plan={self.plan.fingerprint()}, layout={self.layout!r}"
 
 
 class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddingBagCollection]):

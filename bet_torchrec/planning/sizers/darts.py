@@ -5,7 +5,6 @@ Shapes: R rows of a table, d its columns, K widths to choose from, D columns of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import InvalidInputError
 from ..plan import SizePlan
+from .checks import check_positive
 from .forms import workbench_of
 from .problem import SizingProblem
 from .weights import TableWeights
@@ -59,10 +59,7 @@ class DartsEmb:
                 raise InvalidInputError(
                     f"options should be widths from 1 on that rise, got {self.options!r}"
                 )
-        for name in ("rate", "init_std"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InvalidInputError(f"{name} should be positive and finite, got {value!r}")
+        check_positive(self, "rate", "init_std")
 
     def __call__(self, problem: SizingProblem) -> SizePlan:
         """The plan; deterministic under ``problem.seed``.

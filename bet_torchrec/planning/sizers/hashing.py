@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import InvalidInputError
 from ..tables import TableSpec
+from .checks import check_positive
 from .forms import FormPlan, form_cost, form_plan, infeasible
 from .problem import SizingProblem
 from .weights import TableWeights, attribute
@@ -34,7 +35,7 @@ class Hashing:
     init_std: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_std(self.init_std)
+        check_positive(self, "init_std")
 
     def __call__(self, problem: SizingProblem) -> FormPlan:
         """The smaller tables; raises InfeasibleBudgetError if one row a table is too much."""
@@ -61,7 +62,7 @@ class QuotientRemainder:
     init_std: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_std(self.init_std)
+        check_positive(self, "init_std")
         if self.compose not in ("multiply", "add"):
             raise InvalidInputError(f"compose should be 'multiply' or 'add', got {self.compose!r}")
 
@@ -78,11 +79,6 @@ class QuotientRemainder:
             fits = form_cost(form(0.0, middle), problem.budget) <= problem.limit
             low, high = (middle, high) if fits else (low, middle - 1)
         return form_plan(problem, _largest(problem, form, low, "qr"), "qr")
-
-
-def _check_std(init_std: float) -> None:
-    if not (math.isfinite(init_std) and init_std > 0):
-        raise InvalidInputError(f"init_std should be positive and finite, got {init_std!r}")
 
 
 def _pair(rows: int, share: float) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ...errors import InvalidInputError
 from ..tables import TableSpec
+from .checks import check_positive
 from .forms import FormPlan, form_cost, form_plan, infeasible
 from .problem import SizingProblem
 from .weights import TableWeights, attribute
@@ -52,8 +53,7 @@ class MGQE:
             raise InvalidInputError(f"head should be a share from 0 to 1, got {self.head!r}")
         if not 0 <= self.commitment < math.inf:
             raise InvalidInputError(f"commitment should be at least 0, got {self.commitment!r}")
-        if not (math.isfinite(self.init_std) and self.init_std > 0):
-            raise InvalidInputError(f"init_std should be positive and finite, got {self.init_std}")
+        check_positive(self, "init_std")
 
     def __call__(self, problem: SizingProblem) -> FormPlan:
         """The codes' form; raises InfeasibleBudgetError if the smallest, 1 wide, does not fit."""

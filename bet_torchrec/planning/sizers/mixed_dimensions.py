@@ -5,7 +5,6 @@ Shapes: R rows of a table, B blocks of it by rank, D columns of a read.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import InvalidInputError
 from ..counts import RowCounts
+from .checks import check_positive
 from .forms import FormPlan, form_cost, form_plan, infeasible
 from .problem import SizingProblem
 from .weights import attribute
@@ -43,8 +43,7 @@ class MDE:
             raise InvalidInputError(f"alpha should be from 0 to 1, got {self.alpha!r}")
         if not isinstance(self.blocks, int) or self.blocks < 1:
             raise InvalidInputError(f"blocks should be an int from 1 on, got {self.blocks!r}")
-        if not (math.isfinite(self.init_std) and self.init_std > 0):
-            raise InvalidInputError(f"init_std should be positive and finite, got {self.init_std}")
+        check_positive(self, "init_std")
 
     def __call__(self, problem: SizingProblem) -> FormPlan:
         """The blocks' tables; needs no evaluation.

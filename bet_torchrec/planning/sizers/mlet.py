@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import InvalidInputError
 from ..tables import TableSpec
+from .checks import check_positive
 from .forms import FormPlan, form_cost, form_plan, infeasible, workbench_of
 from .problem import SizingProblem
 from .weights import TableWeights
@@ -41,8 +42,7 @@ class MLET:
         object.__setattr__(self, "factors", tuple(self.factors))
         if not self.factors or not all(isinstance(f, int) and f >= 1 for f in self.factors):
             raise InvalidInputError(f"factors should be ints from 1 on, got {self.factors!r}")
-        if not (math.isfinite(self.init_std) and self.init_std > 0):
-            raise InvalidInputError(f"init_std should be positive and finite, got {self.init_std}")
+        check_positive(self, "init_std")
 
     def __call__(self, problem: SizingProblem) -> FormPlan:
         """The best factor's tables.

@@ -7,13 +7,14 @@ import warnings
 import pytest
 import torch
 from fake_workbench import FakeWorkbench
-from searches import bet, lines, plan, quality
+from searches import COUNTS, TABLES, bet, lines, plan, quality
 
 from bet_torchrec.errors import DivergedError
 from bet_torchrec.outcome import Outcome
-from bet_torchrec.planning import Budget
+from bet_torchrec.planning import Budget, BudgetPlanner
 from bet_torchrec.planning.sizers.bet.finals import fittest_apart
 from bet_torchrec.planning.sizers.bet.history import History, Probe
+from bet_torchrec.planning.sizers.bet.search import Search
 
 THREE = Budget.bytes(20_000, purpose="inference", dtype=("fp16", "int8", "int4"), alignment=1)
 
@@ -126,3 +127,14 @@ def test_finalists_are_no_near_copies_of_one_another():
     found = [probe.iteration for probe in fittest_apart(history, codes, 5)]
     assert found == [1, 3, 4, 0, 2]  # 2 is fitter than 3, but nearly the same as 1
     assert [probe.iteration for probe in fittest_apart(history, codes[:, :0], 2)] == [1, 2]
+
+
+def test_no_probe_that_came_to_a_quality_leaves_no_finalists():
+    """A comparison asks a search for its fittest after the fact, whatever came of it."""
+    bench = FakeWorkbench(lambda p: Outcome.diverged())
+    sizer = bet(iterations=4, finalists=0)
+    planner = BudgetPlanner(budget=Budget.sparsity(0.8), sizer=sizer)
+    search = Search(sizer, planner.problem(TABLES, COUNTS, workbench=bench, progress=False))
+    with pytest.raises(DivergedError):
+        search.run()
+    assert search.fittest(3) == []

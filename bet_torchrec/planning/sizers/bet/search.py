@@ -78,7 +78,9 @@ class Search:
             bits=[BITS[precision] for precision in self._precisions],
         )
         self._families = [f.name for f in settings.families]
-        self._anchors = Anchors(problem, self.sampler, self._precisions)
+        self._anchors = (  # here and not when one is due: it may validate, on all ranks
+            Anchors(problem, self.sampler, self._precisions) if settings.anchored else None
+        )
         with ExitStack() as folder:  # two searches there would each write every probe
             self.history = self._team.together("the history", lambda: self._open(folder))
             self.history.probes, self.history.retrained = self._team.broadcast(
@@ -97,7 +99,7 @@ class Search:
 
     def _run(self) -> SizePlan:
         done = len(self.history.probes)
-        total = max(self.settings.iterations, self._anchors.equal * self.settings.anchored)
+        total = max(self.settings.iterations, self._anchors.equal if self._anchors else 0)
         shown = self.problem.progress and self._team.rank == 0
         with tqdm(total=total, initial=done, desc="search", disable=not shown) as bar:
             for t in range(done, total):
@@ -136,7 +138,7 @@ class Search:
 
     def _choose(self, t: int) -> Choice:
         rng = np.random.default_rng([self.problem.seed, t])
-        if self.settings.anchored and (number := self._anchors.due(t)) is not None:
+        if self._anchors and (number := self._anchors.due(t)) is not None:
             anchor = self._anchors.candidate(number, self._best_precision())
             kind = self._anchors.kind(number)
             new = anchor if kind == "anchor" else self._first_new(anchor, [0])
@@ -269,7 +271,12 @@ class Search:
         return self._probe_plan(best, validation_quality=f"{quality:.6g}", start=start)
 
     def fittest(self, number: int) -> list[SizePlan]:
-        """The best of what was tried, and equal sizes in the precision that they were best in."""
+        """The best of what was tried, and equal sizes in the precision that they were best in.
+
+        None where no plan that was tried came to a quality.
+        """
+        if not self.history.ok:
+            return []
         best = fittest_apart(self.history, self._codes(), number)
         equal = [p for p in self.history.best(len(self.history.probes)) if p.strategy == "anchor"]
         return [self._probe_plan(p) for p in best + [p for p in equal[:1] if p not in best]]
@@ -279,12 +286,15 @@ class Search:
         return Features(self._scene)(self._tried(self.history.ok))
 
     def _probe_plan(self, probe: Probe, **metadata: str) -> SizePlan:
-        precision = [self._precisions.index(p) for p in probe.precisions]
         metadata["iteration"] = str(probe.iteration)
         if probe.fitness is not None:
             metadata["fitness"] = f"{probe.fitness:.6g}"
         if (rho := self.history.prediction_correlation()) is not None:
             metadata["prediction_correlation"] = f"{rho:.2f}"
+        return self._plan_of(probe, metadata)
+
+    def _plan_of(self, probe: Probe, metadata: dict[str, str] | None = None) -> SizePlan:
+        precision = [self._precisions.index(p) for p in probe.precisions]
         return self._plan(to_boundaries(probe.buckets, self.space.widths), precision, metadata)
 
     def _plan(
@@ -309,8 +319,7 @@ class Search:
         try:
             tried = self._tried(history.probes).boundaries if history.probes else None
             for probe in history.probes:  # over the budget it is an error here, not at the end
-                precision = [self._precisions.index(p) for p in probe.precisions]
-                self._plan(to_boundaries(probe.buckets, self.space.widths), precision)
+                self._plan_of(probe)
         except (LookupError, ValueError, RuntimeError) as error:
             raise HistoryError(
                 f"{path} holds sizes that this search never tries: {error}"

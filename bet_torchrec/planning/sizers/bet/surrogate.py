@@ -103,8 +103,7 @@ class FittedProcess:
         settings = list(product(SMOOTH, LENGTHS, NOISES))
         fits = [self._fit(y, *setting) for setting in settings]
         best = max(range(len(fits)), key=lambda i: fits[i][0])
-        self._setting, self._weights = settings[best], fits[best][1]
-        self._lower = self._factor(*self._setting)[0]
+        self._setting, (_, self._weights, self._lower) = settings[best], fits[best]
 
     def __call__(self, candidates: Candidates) -> Tensor:
         """(m,) expected fitness."""
@@ -129,21 +128,18 @@ class FittedProcess:
         linear = (a @ b.T) / self._power
         return smooth * torch.exp(-0.5 * scaled.square()) + (1 - smooth) * linear
 
-    def _fit(self, y: Tensor, smooth: float, length: float, noise: float) -> tuple[float, Tensor]:
-        """Log likelihood of the probes and their weights in a prediction."""
-        lower, failed = self._factor(smooth, length, noise)
-        if failed:
-            return -math.inf, torch.zeros_like(y)
+    def _fit(
+        self, y: Tensor, smooth: float, length: float, noise: float
+    ) -> tuple[float, Tensor, Tensor]:
+        """The probes' log likelihood, weights in a prediction, and covariance's Cholesky factor."""
+        kernel = self._kernel(self._x, self._x, smooth, length)
+        kernel = kernel + noise * torch.eye(len(y), dtype=torch.float64)
+        lower, failed = torch.linalg.cholesky_ex(kernel)
+        if int(failed):
+            return -math.inf, torch.zeros_like(y), lower
         weights = torch.cholesky_solve(y[:, None], lower)[:, 0]
         likelihood = -0.5 * float(y @ weights) - float(lower.diagonal().log().sum())
-        return likelihood, weights
-
-    def _factor(self, smooth: float, length: float, noise: float) -> tuple[Tensor, bool]:
-        """The Cholesky factor of the probes' covariance, and whether there is none."""
-        kernel = self._kernel(self._x, self._x, smooth, length)
-        kernel = kernel + noise * torch.eye(len(self._x), dtype=torch.float64)
-        lower, failed = torch.linalg.cholesky_ex(kernel)
-        return lower, bool(failed)
+        return likelihood, weights, lower
 
 
 def _above_wrecks(fitness: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ....errors import InvalidInputError
 from ...counts import RowCounts
 from ...plan import SizePlan
+from ..checks import check_positive
 from ..forms import workbench_of
 from ..problem import SizingProblem
 from ..survivors import entries_as_sizes
@@ -68,10 +69,7 @@ class ESAPN:
             raise InvalidInputError(f"selection should be 'hard' or 'soft', got {self.selection!r}")
         if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
             raise InvalidInputError(f"steps should be an int from 1 on or None, got {self.steps!r}")
-        for name in ("rate", "policy_rate", "init_std"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InvalidInputError(f"{name} should be positive and finite, got {value!r}")
+        check_positive(self, "rate", "policy_rate", "init_std")
 
     def __call__(self, problem: SizingProblem) -> SizePlan:
         """The plan; deterministic under ``problem.seed``.

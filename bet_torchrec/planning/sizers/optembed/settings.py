@@ -14,6 +14,7 @@ from torch import nn
 
 from ....errors import InvalidInputError
 from ...plan import SizePlan
+from ..checks import check_positive
 from ..forms import workbench_of
 from ..mixed_dimensions import equal_popularity
 from ..problem import SizingProblem
@@ -61,10 +62,7 @@ class OptEmbed:
             raise InvalidInputError(f"evolution should be an Evolution(), got {self.evolution!r}")
         if not 0 <= self.sparsity < math.inf:
             raise InvalidInputError(f"sparsity should be at least 0, got {self.sparsity!r}")
-        for name in ("threshold_rate", "init_std"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InvalidInputError(f"{name} should be positive and finite, got {value!r}")
+        check_positive(self, "threshold_rate", "init_std")
 
     @classmethod
     def paper(cls, **changes: Any) -> OptEmbed:

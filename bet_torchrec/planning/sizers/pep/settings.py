@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ....errors import InvalidInputError
 from ...plan import SizePlan
+from ..checks import check_positive
 from ..forms import FormPlan, form_plan, workbench_of
 from ..magnitude import AnswerAs, check_form
 from ..problem import SizingProblem
@@ -73,10 +74,7 @@ class PEP:
                 f"granularity should be one of {', '.join(get_args(Granularity))}, "
                 f"got {self.granularity!r}"
             )
-        for name in ("threshold_rate", "init_std"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise InvalidInputError(f"{name} should be positive and finite, got {value!r}")
+        check_positive(self, "threshold_rate", "init_std")
         if not math.isfinite(self.start) or not 0 <= self.weight_decay < math.inf:
             raise InvalidInputError(
                 "start should be finite and weight_decay at least 0, got "
