@@ -36,11 +36,14 @@ KEEP_FREED_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 demo: $(STAMP)
 	$(KEEP_FREED_MEMORY) $(BIN)/python examples/demo.py $(ARGS)
 
+# A file's tests stay in one process; a thread each, or their pools fight over the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -q -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ def test_a_csv_by_hand(tmp_path: Path):
 def test_other_delimiters_and_gzip(tmp_path: Path, delimiter: str):
     path = tmp_path / "clicks.tsv.gz"
     text = "y,user,item\n5,7,x\n3,12,z\n4,7,y\n".replace(",", delimiter)
-    path.write_bytes(gzip.compress(text.encode()))
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
     log = read_table(path, label="y", positive=4)
     assert log.single == ("user", "item")
     assert log.vocabularies["user"].values.tolist() == [7, 12]  # integers, because all are
