@@ -209,8 +209,10 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
     Build the collection on the meta device: TorchRec keeps the weights that it is given alive
     beside the shards that it makes of them.
 
-    For torch's own optimizers (Adam on CPU), see ``with_dense_kernels``; for balanced plans,
-    ``sharding_constraints``. On gloo, row-wise sharding needs as many examples on every rank.
+    For torch's own optimizers (Adam on CPU), see ``with_dense_kernels``; for balanced plans, and
+    constraints by a table's name, ``sharding_constraints``; give the planner an
+    ``IdMapReservation``, which refuses constraints that it would ignore. On gloo, row-wise
+    sharding needs as many examples on every rank.
 
     Raises on sharding:
         ShardingError: what TorchRec would do silently wrong: a fused table without an optimizer,
