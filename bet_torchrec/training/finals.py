@@ -1,0 +1,183 @@
+"""Full trainings, each done once: of plans, of other forms of tables, and of the full tables.
+
+Their facts, which a kept model is found by, are all that it depends on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+
+from ..errors import InvalidInputError
+from ..planning.sizers.workbench import Start
+from .checkpoint import Checkpointer
+from .fit import DivergedError
+from .kept import content
+from .recipes import rounding_epochs
+from .rounding import RoundedRows
+from .settings import TrainSettings
+from .sized_embedding import SizedEmbedding
+from .trained import Precisions, Sizes, Trained, precisions_of
+from .turned_embedding import TurnedEmbedding, planned_embedding
+
+if TYPE_CHECKING:
+    from ..models.protocol import EmbeddingModule
+    from .workbench import TrainingWorkbench
+
+
+@runtime_checkable
+class Builds(Protocol):
+    """The part that is needed here of a ``Sized`` whose tables are of its own form."""
+
+    def build(self, seed: int) -> EmbeddingModule:
+        """Its tables, freshly drawn; an ``nn.Module`` too."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Of all that ``build`` depends on but the seed."""
+        ...
+
+
+def full_model(bench: TrainingWorkbench) -> Trained:
+    """The full tables, trained; DivergedError if that goes wrong."""
+    settings, seed = bench.pretraining, bench.seed
+    empty = partial(SizedEmbedding.full, bench.tables)
+    trained = _kept(
+        bench, "full", settings, seed, empty, lambda: (None, drawn(empty(), settings, seed))
+    )
+    if not trained.outcome.ok:
+        raise DivergedError(
+            f"the full model diverged after {trained.outcome.steps} steps: lower lr (now "
+            f"{settings.lr}) or init_std"
+        )
+    return trained
+
+
+def final(bench: TrainingWorkbench, plan: Sizes | Builds, *, seed: int, start: Start) -> Trained:
+    """A plan's model, trained to convergence; see ``TrainingWorkbench.train_model``."""
+    if start not in ("scratch", "full"):
+        raise InvalidInputError(f"start should be 'scratch' or 'full', got {start!r}")
+    warm = start == "full"
+    settings = bench.continuing if warm else bench.training
+    if isinstance(plan, Builds):
+        return _built(bench, plan, settings, seed, warm=warm)
+    sizes = {table.name: plan.sizes(table.name) for table in bench.tables}
+    precisions = precisions_of(plan)
+    based = {t.name: str(t.basis) for t in getattr(plan, "tables", ()) if t.axes}
+    what = content(sizes, precisions) + (content(based, None) if based else "")
+    empty = partial(planned_embedding, plan, bench.tables)
+
+    def begin() -> tuple[Trained | None, Any]:
+        return bench.full_model.cut(plan)[:2] if warm else (None, drawn(empty(), settings, seed))
+
+    return _kept(bench, what, settings, seed, empty, begin, warm=warm, precisions=precisions)
+
+
+def _built(
+    bench: TrainingWorkbench, plan: Builds, settings: TrainSettings, seed: int, *, warm: bool
+) -> Trained:
+    build = partial(plan.build, seed)
+    return _kept(
+        bench,
+        f"built-{plan.fingerprint()}",
+        settings,
+        seed,
+        build,
+        lambda: (bench.full() if warm else None, build()),
+        warm=warm,
+    )
+
+
+def _kept(
+    bench: TrainingWorkbench,
+    what: str,
+    settings: TrainSettings,
+    seed: int,
+    empty: Callable[[], Any],
+    begin: Callable[[], tuple[Trained | None, Any]],
+    *,
+    warm: bool = False,
+    precisions: Precisions | None = None,
+) -> Trained:
+    """Trained and kept, or read back.
+
+    empty: tables to read into. begin: whose model to start from, if any, and tables to train.
+    warm: they start from the full model.
+    """
+    start: dict[str, Any] = {"start": "full", "from": _full_facts(bench)} if warm else {}
+    rounding = None if precisions is None else bench.rounding
+    if rounding is not None:
+        start["rounding"] = dataclasses.asdict(rounding)
+    facts = {**_facts(bench, what, settings, seed), **start}
+
+    def load(path: Path) -> Trained:
+        model, embedding = bench.task.new_model(seed), empty().to(bench.device)
+        return Trained.load(path, bench.task, model, embedding, precisions=precisions, facts=facts)
+
+    def train(*, checkpoint: Checkpointer | None, log: Path | None) -> Trained:
+        model, embedding = begin()
+        trained = bench.fit(
+            embedding.to(bench.device),
+            settings=settings,
+            warm=model,
+            seed=seed,
+            precisions=precisions,
+            checkpoint=checkpoint,
+            log=log,
+            facts={"what": what, **start},
+        )
+        return trained if rounding is None else rounded(bench, trained, rounding)
+
+    return bench.kept.get(facts, load, train)
+
+
+def drawn(
+    empty: SizedEmbedding | TurnedEmbedding, settings: TrainSettings, seed: int
+) -> SizedEmbedding | TurnedEmbedding:
+    """The tables with fresh rows."""
+    return empty.draw(settings.init_std, torch.Generator().manual_seed(seed))
+
+
+def rounded(
+    bench: TrainingWorkbench, trained: Trained, settings: TrainSettings | None = None
+) -> Trained:
+    """Trained on with rows as served, in place; see ``TrainingWorkbench.rounded``."""
+    if trained.precisions is None or not trained.outcome.ok:
+        return trained
+    settings = settings or bench.rounding
+    if settings is None:
+        settings = rounding_epochs(bench.training, bench.task.steps_per_epoch)
+    embedding: SizedEmbedding | TurnedEmbedding = trained.embedding
+    kept = {name: value.clone() for name, value in embedding.state_dict().items()}
+    module: RoundedRows | TurnedEmbedding
+    if isinstance(embedding, TurnedEmbedding):
+        rows: Any = embedding.inner
+        module = embedding.around(RoundedRows(rows, trained.precisions))
+    else:
+        module = RoundedRows(embedding, trained.precisions)
+    found = bench.fit(module.to(bench.device), settings=settings, warm=trained, seed=bench.seed + 1)
+    if found.outcome.ok and found.quality > trained.quality:
+        return dataclasses.replace(trained, model=found.model, outcome=found.outcome)
+    embedding.load_state_dict(kept)
+    return trained
+
+
+def _full_facts(bench: TrainingWorkbench) -> dict[str, Any]:
+    facts = _facts(bench, "full", bench.pretraining, bench.seed)
+    return {**facts, "warm_start": bench.warm_start, "adopted": bench.full_model.adopted}
+
+
+def _facts(
+    bench: TrainingWorkbench, what: str, settings: TrainSettings, seed: int
+) -> dict[str, Any]:
+    return {
+        "what": what,
+        "task": dict(bench.task.identity()),
+        "settings": dataclasses.asdict(settings),
+        "seed": seed,
+    }
