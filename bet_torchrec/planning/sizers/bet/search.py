@@ -98,9 +98,7 @@ class Search:
 
     def _run(self) -> SizePlan:
         done = len(self.history.probes)
-        total = max(
-            self.settings.iterations, self._anchors.equal if self._anchors else 0
-        )
+        total = max(self.settings.iterations, self._anchors.equal if self._anchors else 0)
         shown = self.problem.progress and self._team.rank == 0
         with tqdm(total=total, initial=done, desc="search", disable=not shown) as bar:
             for t in range(done, total):
@@ -158,9 +156,7 @@ class Search:
 
     def _anchor_left(self) -> Choice | None:
         """The first that was not tried, for when all that is drawn has been."""
-        numbers = (
-            range(self._anchors.equal, len(self._anchors)) if self._anchors else ()
-        )
+        numbers = range(self._anchors.equal, len(self._anchors)) if self._anchors else ()
         return next((found for n in numbers if (found := self._anchor(n))), None)
 
     def _drawn(self, t: int) -> Choice | None:
