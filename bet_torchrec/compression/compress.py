@@ -75,7 +75,8 @@ def compress(
         batches=min(BATCHES, steps) if batches is None else batches,
         seed=seed,
     )
-    settings = training or rounding_epochs(bench.training, steps)
+    taken = full.outcome.epochs
+    settings = training or rounding_epochs(bench.training, steps, trained=taken)
     found = []
     for limit in limits:
         codes = choose_codes(tables, counts, moments, limit=limit, rank_blocks=rank_blocks)
