@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from bet_torchrec import data
 from bet_torchrec.comparison import (
     METHODS,
     Cell,
@@ -27,7 +28,8 @@ from bet_torchrec.comparison.pictures import served_bytes
 from bet_torchrec.comparison.published import published
 from bet_torchrec.comparison.report import duels, markdown, plot, report
 from bet_torchrec.comparison.results import append_result
-from bet_torchrec.comparison.tasks import Entry
+from bet_torchrec.comparison.tasks import Entry, make_entry
+from bet_torchrec.data import generate
 from bet_torchrec.data.clicks import generate_clicks, split_random
 from bet_torchrec.errors import InvalidInputError
 from bet_torchrec.outcome import Outcome
@@ -119,6 +121,20 @@ def test_budgets_are_shares_of_full_tables_in_fp32():
     assert Share("1/16").budget(tables, ()).limit(tables) == 55
     served = Share("1/16 bytes").budget(tables, ("int8", "int4"))
     assert (served.limit(tables), served.dtypes, served.alignment) == (220, ("int8", "int4"), 1)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "rates"), [("lightgcn", (0.03, 0.06)), ("ncf", (0.005, 0.01))]
+)
+def test_little_data_is_ranked_in_enough_steps(backbone, rates, monkeypatch):
+    known = generate(num_users=200, num_items=80, interactions=3000, seed=0)
+    monkeypatch.setattr(data, "load", lambda name, data_dir: known)
+    entry = make_entry(
+        Cell(data="ml-100k", model=backbone, dim=8, budget="1/4", method="equal", seed=0)
+    )
+    assert 9 <= entry.task.steps_per_epoch <= 11
+    assert entry.rates == rates
+    assert entry.training.lr == rates[0]
 
 
 def test_unknown_methods_are_named():
