@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import torch
 
+from ..compression.form import coded_plan
 from ..errors import InfeasibleBudgetError
 from ..planning import BET, EqualSizes, SizePlan
 from ..planning.sizers.bet import SizesOnly
@@ -118,6 +119,11 @@ def sizes_only(contest: Contest) -> list[SizePlan]:
     return _search(contest, "bet-sizes", sizer)
 
 
+def compress(contest: Contest) -> list[Planned]:
+    """The trained model's tables in codes, within the budget's bytes; nothing is searched."""
+    return [coded_plan(contest.problem(EqualSizes()), contest.bench.full())]
+
+
 def candidates(number: int) -> Callable[[Contest], list[SizePlan]]:
     return lambda contest: _searched(contest, f"bet-m{number}", candidates=number)
 
@@ -165,6 +171,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "bet-sizes": Method(sizes_only, "BET as published, its predictor sees sizes only"),
         **{f"bet-m{m}": Method(candidates(m), f"BET of {m} candidates") for m in CANDIDATES},
         **{f"bet-t{t}": Method(iterations(t), f"BET of {t} probes") for t in ITERATIONS},
+        "compress": Method(
+            compress, "axes, blocks and bits by sensitivity, codes trained on", (IN_BYTES,)
+        ),
         "magnitude": Method(rivals.magnitude, "magnitude pruning, as sizes"),
         "magnitude-mask": Method(
             rivals.magnitude_mask, "magnitude pruning, entries anywhere", (IN_PARAMETERS,)

@@ -28,6 +28,7 @@ from bet_torchrec.comparison.pictures import served_bytes
 from bet_torchrec.comparison.published import published
 from bet_torchrec.comparison.report import duels, markdown, plot, report
 from bet_torchrec.comparison.results import append_result
+from bet_torchrec.comparison.run import run_cell
 from bet_torchrec.comparison.tasks import Entry, make_entry
 from bet_torchrec.data import generate
 from bet_torchrec.data.clicks import generate_clicks, split_random
@@ -48,6 +49,15 @@ SETTINGS_OF_BET = {f"bet-{m}" for m in ("m40", "m60", "m80", "t20", "t30", "t40"
 DIVERGED = SimpleNamespace(outcome=Outcome.diverged())
 
 
+def tiny_entry(cell: Cell) -> Entry:
+    log = generate_clicks(3000, fields=(300, 50, 8), seed=cell.seed)
+    split = split_random(log, seed=cell.seed).by_rank()[0]
+    task = ClickTask(split, "fm", embedding_dim=cell.dim, batch_size=256)
+    recipe = clicks(5e-3)
+    training = dataclasses.replace(recipe.training, max_epochs=3)
+    return Entry(task, training, recipe.fine_tuning, (5e-3,), {"name": cell.data})
+
+
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """The tasks of a grid are small ones, made up; which were asked for."""
@@ -55,12 +65,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
 
     def entry(cell: Cell, data_dir: Path | None, device: str) -> Entry:
         asked.append(cell)
-        log = generate_clicks(3000, fields=(300, 50, 8), seed=cell.seed)
-        split = split_random(log, seed=cell.seed).by_rank()[0]
-        task = ClickTask(split, "fm", embedding_dim=cell.dim, batch_size=256, device=device)
-        recipe = clicks(5e-3)
-        training = dataclasses.replace(recipe.training, max_epochs=3)
-        return Entry(task, training, recipe.fine_tuning, (5e-3,), {"name": cell.data})
+        return tiny_entry(cell)
 
     monkeypatch.setattr(running, "make_entry", entry)
     return asked
@@ -110,6 +115,35 @@ def test_nobody_is_given_more_than_others(tiny, tmp_path: Path):
     assert lines == [4, 4]
 
 
+def test_what_is_coded_is_trained_on_and_told_like_the_others(tiny, tmp_path: Path):
+    cells = cells_of("int4", "compress", budgets=("1/4", "1/16 bytes", "1/100000 bytes"))
+    found = read_results(run_cells(cells, tmp_path, SETTINGS, progress=False))
+    assert {cell.budget for cell in found} == {"1/16 bytes", "1/100000 bytes"}
+    equal, ours = (found[cell] for cell in cells if cell.budget == "1/16 bytes")
+    assert found[cells[-1]]["infeasible"]  # not even axes fit
+    assert set(equal) <= set(ours)  # every figure, and bytes with the codes' places
+    assert (ours["start"], ours["trainings"], equal["trainings"]) == ("full", 1, 2)
+    assert 0.9 * ours["limit"] < ours["cost"] == ours["bytes"] <= ours["limit"]
+    assert ours["parameters"] * 4 <= ours["cost"] + 3
+    assert ours["summary"].startswith("compress: ")
+    kept = list((tmp_path / "made-up-fm-8-0" / "models").glob("built-*.safetensors"))
+    again = run_cell(cells[1], tiny_entry(cells[1]), tmp_path, SETTINGS)
+    assert (again["validation"], again["test"]) == (ours["validation"], ours["test"])
+    assert list((tmp_path / "made-up-fm-8-0" / "models").glob("built-*.safetensors")) == kept
+
+
+def test_everybody_is_trained_through_the_rounding(tiny, tmp_path: Path):
+    cells = cells_of("int2", budgets=("1/16 bytes",))
+    found = [
+        read_results(run_cells(cells, tmp_path / str(on), settings, progress=False))[cells[0]]
+        for on in (False, True)
+        for settings in [dataclasses.replace(SETTINGS, rounding=on)]
+    ]
+    without, with_it = found
+    assert (without["settings"]["rounding"], with_it["settings"]["rounding"]) == (False, True)
+    assert with_it["validation"] > without["validation"]
+
+
 @pytest.mark.parametrize("text", ["", "x", "2", "0", "1/0", "1/4 bits", "1/4 bytes more"])
 def test_budgets_that_are_none(text: str):
     with pytest.raises(InvalidInputError, match="a budget should be a share"):
@@ -146,11 +180,13 @@ def result(cell: Cell, auc: float) -> dict:
     return {"cell": cell.asdict(), "test": {"auc": auc}}
 
 
-def made_up(ours: list[float], rival: list[float]) -> dict[Cell, dict]:
+def made_up(
+    ours: list[float], rival: list[float], name: str = "equal", budget: str = "1/16"
+) -> dict[Cell, dict]:
     found = {}
     for seed, pair in enumerate(zip(ours, rival, strict=True)):
-        for method, auc in zip(("bet", "equal"), pair, strict=True):
-            cell = Cell(data="d", model="fm", dim=8, budget="1/16", method=method, seed=seed)
+        for method, auc in zip(("bet", name), pair, strict=True):
+            cell = Cell(data="d", model="fm", dim=8, budget=budget, method=method, seed=seed)
             found[cell] = result(cell, auc)
     return found
 
