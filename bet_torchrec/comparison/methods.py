@@ -13,13 +13,14 @@ import torch
 
 from ..compression.form import coded_plan
 from ..errors import InfeasibleBudgetError
-from ..planning import BET, EqualSizes, SizePlan
+from ..planning import BET, EqualSizes, MixedRandom, SizePlan
 from ..planning.sizers.bet import SizesOnly
 from ..planning.sizers.bet.families import EXPLORING_FAMILIES
 from ..planning.sizers.bet.sampler import Sampler
 from ..planning.sizers.bet.search import Search
 from ..planning.sizers.equal_sizes import equal_boundaries
 from . import rivals
+from .cells import FULL
 from .contest import Contest, Planned
 
 ALPHAS = (0.25, 0.5)
@@ -44,6 +45,10 @@ def equal(contest: Contest) -> list[Planned]:
 
 def uniform(precision: str) -> Callable[[Contest], list[Planned]]:
     return lambda contest: [contest.plan(EqualSizes(precision=precision))]
+
+
+def mixed_random(contest: Contest) -> list[Planned]:
+    return [contest.plan(MixedRandom())]
 
 
 def by_count(contest: Contest) -> list[SizePlan]:
@@ -160,6 +165,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "equal": Method(equal, "equal sizes: a smaller embedding_dim", (IN_PARAMETERS,)),
         "subset": Method(subset, "equal sizes over the best subset of tables", (IN_PARAMETERS,)),
         "leave-one-out": Method(leave_one_out, "equal sizes without one table", (IN_PARAMETERS,)),
+        "mr": Method(mixed_random, "mixed random sizes"),
         "count": Method(by_count, "sizes by count^alpha"),
         "random": Method(random, "random search with as many probes"),
         **{
@@ -191,6 +197,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "qr": Method(rivals.quotient_remainder, "quotient-remainder", (IN_PARAMETERS,)),
     }
 )
+
+DEFAULTS = (
+    FULL,
+    *(name for name in METHODS if not name.startswith("bet-") and name != "leave-one-out"),
+)
+"""What is compared unless told: all but BET's variants, and what "subset" tries as well."""
 
 
 def feasible(contest: Contest, method: Method) -> Sequence[Planned] | None:

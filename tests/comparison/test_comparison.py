@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from bet_torchrec import data
+from bet_torchrec import comparison, data
+from bet_torchrec.cli import main
 from bet_torchrec.comparison import (
+    DEFAULTS,
     METHODS,
     Cell,
     Settings,
@@ -202,6 +204,19 @@ def test_the_report_says_first_what_is_lost_and_what_chance_explains():
     lost = report(made_up([0.79, 0.79], [0.80, 0.81])).splitlines()[0]
     assert lost.endswith("It does not win: fm on d at 1/16 (equal).")
     assert np.isnan(duels(made_up([0.81], [0.80]), "auc")[0].comparison.p)
+
+
+def test_by_default_all_rivals_are_compared(tmp_path: Path, monkeypatch, capsys):
+    assert set(DEFAULTS) > RIVALS
+    assert {"full", "equal", "mr", "int4", "random", "compress", "bet"} < set(DEFAULTS)
+    assert not any(name.startswith("bet-") for name in DEFAULTS)
+    ran: list[Cell] = []
+    monkeypatch.setattr(comparison, "run_cells", lambda cells, *_, **__: ran.extend(cells))
+    argv = ["compare", "--data", "frappe", "--models", "fm", "--budgets", "1/16,1/16 bytes"]
+    assert main([*argv, "--seeds", "1", "--run-dir", str(tmp_path), "--quiet"]) == 0
+    asked = {(cell.method, Share(cell.budget).in_bytes) for cell in ran if cell.method != "full"}
+    methods = [name for name in DEFAULTS if name != "full"]
+    assert asked == {(name, kind) for name in methods for kind in METHODS[name].budgets}
 
 
 def test_a_torn_last_line_is_left_out_and_others_are_not(tmp_path: Path):
