@@ -206,6 +206,28 @@ def test_the_report_says_first_what_is_lost_and_what_chance_explains():
     assert np.isnan(duels(made_up([0.81], [0.80]), "auc")[0].comparison.p)
 
 
+def test_losing_to_what_is_our_own_is_losing_and_so_is_coming_to_nothing(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    results = made_up([0.8, 0.8], [0.9, 0.9], "compress", "1/16 bytes")
+    results |= made_up([0.8, 0.8], [0.7, 0.7]) | made_up([0.8, 0.8], [0.8, 0.8], "pep", "1/64")
+    results |= made_up([0.8, 0.8], [0.81, 0.81], "bet-t40", "1/4")
+    nothing = made_up([0.0], [0.6], "int2", "1/99 bytes")
+    nothing[next(iter(nothing))].pop("test")
+    for record in (results | nothing).values():
+        if "test" not in record:
+            record["infeasible"] = True
+        append_result(path, record)
+    assert report(read_results(path)).splitlines()[0] == (
+        "bet has the best mean AUC in 1 of 4 comparisons with the best rival of each budget, 1 of "
+        "them beyond chance (p < .05 after Holm). It does not win: fm on d at 1/16 bytes "
+        "(compress, also ours), fm on d at 1/4 (bet-t40, a variant of bet), fm on d at 1/64 (pep). "
+        "bet comes to nothing where others don't: fm on d at 1/99 bytes, seed 0 (infeasible)."
+    )
+    # Seen from the other of ours.
+    first = report(results, ours="compress").splitlines()[0]
+    assert "compress has the best mean AUC in 1 of 1" in first
+
+
 def test_by_default_all_rivals_are_compared(tmp_path: Path, monkeypatch, capsys):
     assert set(DEFAULTS) > RIVALS
     assert {"full", "equal", "mr", "int4", "random", "compress", "bet"} < set(DEFAULTS)
