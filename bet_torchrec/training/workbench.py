@@ -220,6 +220,8 @@ class TrainingWorkbench:
         other = copy.copy(self)
         other.training = dataclasses.replace(self.training, lr=lr)
         other.continuing = dataclasses.replace(self.continuing, lr=lr)
+        if self.rounding is not None:
+            other.rounding = dataclasses.replace(self.rounding, lr=lr)
         return other
 
     def pretrained_at(self, lr: float) -> TrainingWorkbench:
@@ -343,9 +345,7 @@ class TrainingWorkbench:
         """
         if trained.precisions is None or not trained.outcome.ok:
             return trained
-        settings = settings or self.rounding
-        if settings is None:
-            settings = rounding_epochs(self.training, self.task.steps_per_epoch)
+        settings = settings or self._rounding_epochs()
         embedding: SizedEmbedding | TurnedEmbedding = trained.embedding
         kept = {name: value.clone() for name, value in embedding.state_dict().items()}
         module: RoundedRows | TurnedEmbedding
@@ -359,6 +359,24 @@ class TrainingWorkbench:
             return dataclasses.replace(trained, model=found.model, outcome=found.outcome)
         embedding.load_state_dict(kept)
         return trained
+
+    def trained_on(
+        self, embedding: EmbeddingModule, warm: Trained, *, seed: int | None = None
+    ) -> Trained:
+        """Tables that read as they are served, trained on in place with a trained model's weights.
+
+        By the epochs of ``rounded``; both are as they came where validation likes that better.
+        """
+        seed = self.seed if seed is None else seed
+        module: Any = embedding
+        before = self.task.validate(warm.model, module)
+        kept = {name: value.clone() for name, value in module.state_dict().items()}
+        found = self.fit(module, settings=self._rounding_epochs(), warm=warm, seed=seed + 1)
+        if found.outcome.ok and found.quality > before:
+            return found
+        module.load_state_dict(kept)
+        outcome = dataclasses.replace(found.outcome, state="ok", quality=before, best_step=0)
+        return dataclasses.replace(found, model=warm.model, outcome=outcome)
 
     def train(
         self,
@@ -499,7 +517,11 @@ class TrainingWorkbench:
 
     def _train_built(self, plan: Builds, seed: int, *, warm: bool) -> Trained:
         settings = self.continuing if warm else self.training
-        start = {"start": "full", "from": self._full_facts()} if warm else {}
+        start: dict[str, Any] = {"start": "full", "from": self._full_facts()} if warm else {}
+        continues = warm and getattr(plan, "continues", False)
+        if continues:
+            settings = self._rounding_epochs()
+            start["continues"] = True
         what = f"built-{plan.fingerprint()}"
         facts = {**self._facts(what, settings, seed), **start}
 
@@ -511,6 +533,8 @@ class TrainingWorkbench:
             return Trained.load(path, self.task, self.task.new_model(seed), built(), facts=facts)
 
         def train(*, checkpoint: Checkpointer | None, log: Path | None) -> Trained:
+            if continues:
+                return self.trained_on(built(), self.full(), seed=seed)
             return self.fit(
                 built(),
                 settings=settings,
@@ -522,6 +546,9 @@ class TrainingWorkbench:
             )
 
         return self._kept.get(facts, load, train)
+
+    def _rounding_epochs(self) -> TrainSettings:
+        return self.rounding or rounding_epochs(self.training, self.task.steps_per_epoch)
 
     def _full_facts(self) -> dict[str, Any]:
         facts = self._facts("full", self.pretraining, self.seed)
