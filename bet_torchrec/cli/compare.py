@@ -10,8 +10,6 @@ from typing import Any
 from .model_options import checked_device
 from .options import add_quiet, names, number, whole, whole_or_zero, widths
 
-METHODS = ("full", "equal", "subset", "count", "random", "int8", "int4", "int2", "bet")
-
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -26,7 +24,14 @@ def add(commands: Any) -> None:
     grid.add_argument(
         "--models", type=names, required=True, metavar="M,M...", help="fm, deepfm, lightgcn, ..."
     )
-    grid.add_argument("--methods", type=names, default=METHODS, metavar="M,M...")
+    grid.add_argument(
+        "--methods",
+        type=names,
+        metavar="M,M...",
+        help="full tables, trivial plans (equal, mr, count, subset, random, int8, int4, int2), "
+        "published methods (magnitude, pep, mlet, mde, mgqe, darts, optembed, esapn, ciess, "
+        "hashing, qr), compress and bet unless given; each under the budgets that it knows",
+    )
     grid.add_argument(
         "--budgets",
         type=names,
@@ -64,7 +69,7 @@ def _rates(text: str) -> tuple[float, ...]:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..comparison import Settings, grid, read_results, run_cells
+    from ..comparison import DEFAULTS, Settings, grid, read_results, run_cells
     from ..comparison.report import plot, report
     from ..comparison.run import RESULTS
     from ..files.atomic import replace_file
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     cells = grid(
         data=args.data,
         models=args.models,
-        methods=args.methods,
+        methods=args.methods or DEFAULTS,
         budgets=args.budgets,
         seeds=range(args.seeds),
         dim=args.dim,

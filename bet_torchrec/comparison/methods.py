@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import torch
-
+from ..compression.form import coded_plan
 from ..errors import InfeasibleBudgetError
-from ..planning import BET, EqualSizes, SizePlan
+from ..planning import BET, EqualSizes, MixedRandom, SizePlan
 from ..planning.sizers.bet import SizesOnly
 from ..planning.sizers.bet.families import EXPLORING_FAMILIES
 from ..planning.sizers.bet.sampler import Sampler
 from ..planning.sizers.bet.search import Search
 from ..planning.sizers.equal_sizes import equal_boundaries
 from . import rivals
+from .cells import FULL
 from .contest import Contest, Planned
 
 ALPHAS = (0.25, 0.5)
@@ -43,6 +43,10 @@ def equal(contest: Contest) -> list[Planned]:
 
 def uniform(precision: str) -> Callable[[Contest], list[Planned]]:
     return lambda contest: [contest.plan(EqualSizes(precision=precision))]
+
+
+def mixed_random(contest: Contest) -> list[Planned]:
+    return [contest.plan(MixedRandom())]
 
 
 def by_count(contest: Contest) -> list[SizePlan]:
@@ -84,12 +88,7 @@ def equal_among(contest: Contest, kept: Sequence[int], precision: str | None = N
     """Equal sizes of these tables; the others are dropped."""
     problem = contest.problem(EqualSizes())
     precision = precision or contest.budget.dtypes[0]
-    specs = [problem.tables[t] for t in kept]
-    counts = {problem.tables[t].name: problem.counts[t] for t in kept}
-    part = contest.planner(EqualSizes()).problem(specs, counts)
-    boundaries = torch.zeros(len(problem.tables), len(problem.widths), dtype=torch.int64)
-    boundaries[:, 0] = torch.tensor([table.num_embeddings for table in problem.tables])
-    boundaries[list(kept)] = equal_boundaries(part, precision)
+    boundaries = equal_boundaries(problem, precision, kept)
     return problem.plan(boundaries, (precision,) * len(problem.tables), "subset")
 
 
@@ -116,6 +115,11 @@ def paper(contest: Contest) -> list[SizePlan]:
 def sizes_only(contest: Contest) -> list[SizePlan]:
     sizer = BET.paper(iterations=contest.probes, finalists=0, trainer=SizesOnly())
     return _search(contest, "bet-sizes", sizer)
+
+
+def compress(contest: Contest) -> list[Planned]:
+    """The trained model's tables in codes, within the budget's bytes; nothing is searched."""
+    return [coded_plan(contest.problem(EqualSizes()), contest.bench.full())]
 
 
 def candidates(number: int) -> Callable[[Contest], list[SizePlan]]:
@@ -154,6 +158,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "equal": Method(equal, "equal sizes: a smaller embedding_dim", (IN_PARAMETERS,)),
         "subset": Method(subset, "equal sizes over the best subset of tables", (IN_PARAMETERS,)),
         "leave-one-out": Method(leave_one_out, "equal sizes without one table", (IN_PARAMETERS,)),
+        "mr": Method(mixed_random, "mixed random sizes"),
         "count": Method(by_count, "sizes by count^alpha"),
         "random": Method(random, "random search with as many probes"),
         **{
@@ -165,6 +170,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "bet-sizes": Method(sizes_only, "BET as published, its predictor sees sizes only"),
         **{f"bet-m{m}": Method(candidates(m), f"BET of {m} candidates") for m in CANDIDATES},
         **{f"bet-t{t}": Method(iterations(t), f"BET of {t} probes") for t in ITERATIONS},
+        "compress": Method(
+            compress, "axes, blocks and bits by sensitivity, codes trained on", (IN_BYTES,)
+        ),
         "magnitude": Method(rivals.magnitude, "magnitude pruning, as sizes"),
         "magnitude-mask": Method(
             rivals.magnitude_mask, "magnitude pruning, entries anywhere", (IN_PARAMETERS,)
@@ -182,6 +190,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "qr": Method(rivals.quotient_remainder, "quotient-remainder", (IN_PARAMETERS,)),
     }
 )
+
+DEFAULTS = (
+    FULL,
+    *(name for name in METHODS if not name.startswith("bet-") and name != "leave-one-out"),
+)
+"""What is compared unless told: all but BET's variants, and what "subset" tries as well."""
 
 
 def feasible(contest: Contest, method: Method) -> Sequence[Planned] | None:

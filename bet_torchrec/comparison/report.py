@@ -16,6 +16,7 @@ from .pictures import plot_against_bytes
 from .published import published
 
 OURS = "bet"
+ALSO_OURS = ("compress",)
 METRICS = {"auc": "AUC", "log_loss": "log loss", "recall@20": "Recall@20", "ndcg@20": "NDCG@20"}
 _LOWER = frozenset({"log_loss"})
 
@@ -80,7 +81,10 @@ def report(results: Results, *, ours: str = OURS) -> str:
     """The whole report, Markdown; its first paragraph says where ours does not win."""
     metric = main_metric(results)
     fought = duels(results, metric, ours)
-    parts = [_verdict(fought, metric, ours), _duel_table(fought, metric)]
+    parts = [
+        _verdict(fought, _nothing(results, metric, ours), metric, ours),
+        _duel_table(fought, metric),
+    ]
     for data, model in dict.fromkeys((c.data, c.model) for c in results):
         own = {c: r for c, r in results.items() if (c.data, c.model) == (data, model)}
         parts += [f"### {model} on {data}", *(_table(own, m) for m in _shown(own)), _costs(own)]
@@ -92,20 +96,46 @@ def _shown(results: Results) -> list[str]:
     return [metric for metric in METRICS if metric in first]
 
 
-def _verdict(fought: Sequence[Duel], metric: str, ours: str) -> str:
-    if not fought:
-        return ""
+def _nothing(results: Results, metric: str, ours: str) -> list[str]:
+    """Where ours has come to nothing, though another method has a result; and why."""
+    found = []
+    others = {cell.method for cell in results} - {ours, FULL}
+    for cell, record in results.items():
+        if cell.method != ours or "test" in record:
+            continue
+        where = {name: getattr(cell, name) for name in ("data", "model", "budget", "seed")}
+        if any(values(results, metric, **where, method=other) for other in others):
+            why = "infeasible" if "infeasible" in record else "diverged"
+            found.append(f"{cell.model} on {cell.data} at {cell.budget}, seed {cell.seed} ({why})")
+    return found
+
+
+def _verdict(fought: Sequence[Duel], nothing: Sequence[str], metric: str, ours: str) -> str:
+    """Its rivals are all other methods, those that are our own too, and so are named as that."""
     lost = [d for d in fought if d.comparison.mean_difference <= 0]
-    open_ = [d for d in fought if d not in lost and not _significant(d, fought)]
-    said = [
-        f"{ours} has the best mean {METRICS[metric]} in {len(fought) - len(lost)} of "
-        f"{len(fought)} comparisons with the best rival of each budget, "
-        f"{len(fought) - len(lost) - len(open_)} of them beyond chance (p < .05 after Holm)."
-    ]
+    won = len(fought) - len(lost)
+    clear = sum(_significant(d, fought) for d in fought if d not in lost)
+    said = []
+    if fought:
+        said.append(
+            f"{ours} has the best mean {METRICS[metric]} in {won} of {len(fought)} comparisons "
+            f"with the best rival of each budget, {clear} of them beyond chance (p < .05 after "
+            "Holm)."
+        )
     if lost:
-        named = ", ".join(f"{d.model} on {d.data} at {d.budget} ({d.rival})" for d in lost)
+        named = ", ".join(
+            f"{d.model} on {d.data} at {d.budget} ({_rival(d.rival, ours)})" for d in lost
+        )
         said.append(f"It does not win: {named}.")
+    if nothing:
+        said.append(f"{ours} comes to nothing where others don't: {'; '.join(nothing)}.")
     return " ".join(said)
+
+
+def _rival(method: str, ours: str) -> str:
+    if method.startswith(f"{OURS}-"):
+        return f"{method}, a variant of {OURS}"
+    return f"{method}, also ours" if method in {OURS, *ALSO_OURS} - {ours} else method
 
 
 def _significant(duel: Duel, fought: Sequence[Duel]) -> bool:

@@ -13,7 +13,7 @@ from ..errors import DivergedError
 from ..planning.sizers import FormPlan, Start
 from ..progress import progress_bar
 from ..provenance import provenance
-from ..training import TrainingWorkbench
+from ..training import TrainingWorkbench, rounding_epochs
 from .cells import FULL, Cell, Share
 from .contest import Contest
 from .memory import Peak
@@ -26,7 +26,11 @@ RESULTS = "results.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all methods share; see ``Contest``. rates: None for the task's own."""
+    """What all methods share; see ``Contest``. rates: None for the task's own.
+
+    rounding: under budgets in bytes all full trainings end with epochs with rows read as they will
+    be served, kept where validation likes them.
+    """
 
     probes: int = 30
     finalists: int = 3
@@ -34,6 +38,7 @@ class Settings:
     rates: tuple[float, ...] | None = None
     widths: tuple[int, ...] = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
     dtypes: tuple[str, ...] = ("int8", "int4", "int2")
+    rounding: bool = True
 
 
 def run_cells(
@@ -70,6 +75,8 @@ def run_cell(
 ) -> dict[str, Any]:
     """One cell's record; its models are kept in the folder of its task, which others share."""
     began = time.perf_counter()
+    rounding = settings.rounding and cell.method != FULL and Share(cell.budget).in_bytes
+    steps = entry.task.steps_per_epoch
     shared = folder / f"{cell.data}-{cell.model}-{cell.dim}-{cell.seed}"
     bench = TrainingWorkbench(
         entry.task,
@@ -77,6 +84,7 @@ def run_cell(
         fine_tuning=entry.fine_tuning,
         probe_share=entry.probe_share,
         foresight=entry.foresight,
+        rounding=rounding_epochs(entry.training, steps) if rounding else None,
         run_dir=shared,
         seed=cell.seed,
         device=device,

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ..tasks import ClickTask, RankingTask, Task
-from ..training import TrainSettings, clicks, fast
+from ..training import TrainSettings, clicks, fast, of_size
 from .cells import Cell
 
 BACKBONES = ("lightgcn", "ngcf", "ncf")
 CLICK_BATCH = 4096
-CLICK_L2 = {"movielens-1m-clicks": 1e-2, "frappe": 0.0}  # found on full models' validation
+CLICK_L2 = {
+    "movielens-1m-clicks": 1e-2,
+    "frappe": 0.0,
+    "renttherunway": 3e-2,
+}  # found on full models' validation
 OTHER_L2 = 1e-2
 CLICK_RATES = {
     "movielens-1m-clicks": (5e-3,),
@@ -71,7 +75,7 @@ def _ranking(cell: Cell, data_dir: Path | None, device: str) -> Entry:
 
     split = random_split(load(cell.data, data_dir=data_dir), seed=cell.seed).by_rank()
     backbone: Any = cell.model
-    recipe = fast(backbone)
+    recipe = of_size(backbone, len(split.train))
     task = RankingTask(
         split,
         backbone,
@@ -85,6 +89,6 @@ def _ranking(cell: Cell, data_dir: Path | None, device: str) -> Entry:
         task,
         recipe.training,
         recipe.fine_tuning,
-        (rate, rate / 2),
+        (rate, rate / 2 if recipe == fast(backbone) else 2 * rate),
         {"name": cell.data, "fingerprint": digest},
     )

@@ -11,9 +11,9 @@ from torch import nn
 from ..column_codes import choose_codes
 from ..errors import InvalidInputError
 from ..planning.budget import Budget
-from ..planning.sizers.sensitivity import gradient_moments
 from ..training import Trained, TrainingWorkbench, TrainSettings, rounding_epochs
 from ..training.rounding import ColumnCodes
+from .form import loss_moments
 from .result import Compressed, Compression, CompressionReport, Point
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ..tasks import Task
 
 Bytes = int | Budget
-BATCHES = 50
-"""Of examples that the loss' gradients are measured over, unless an epoch has fewer."""
 
 
 def compress(
@@ -67,15 +65,9 @@ def compress(
     bench, full = _adopted(model, task, training, seed, device, progress)
     task = bench.task
     tables, counts = full.full_tables(), bench.counts()
-    steps = task.steps_per_epoch
-    moments = gradient_moments(
-        task,
-        full.model,
-        full.embedding,
-        batches=min(BATCHES, steps) if batches is None else batches,
-        seed=seed,
-    )
-    settings = training or rounding_epochs(bench.training, steps)
+    moments = loss_moments(full, batches=batches, seed=seed)
+    steps, taken = task.steps_per_epoch, full.outcome.epochs
+    settings = training or rounding_epochs(bench.training, steps, trained=taken)
     found = []
     for limit in limits:
         codes = choose_codes(tables, counts, moments, limit=limit, rank_blocks=rank_blocks)

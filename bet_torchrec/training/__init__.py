@@ -7,7 +7,17 @@ On several processes a task carries its process group; TorchRec's tables come in
 from .checkpoint import Checkpointer, CheckpointError
 from .fit import DivergedError, fit
 from .probe import Hopeless, ProbeCheck
-from .recipes import RankingRecipe, Recipe, clicks, fast, paper, published_lightgcn, rounding_epochs
+from .recipes import (
+    RankingRecipe,
+    Recipe,
+    clicks,
+    fast,
+    of_size,
+    paper,
+    published_lightgcn,
+    rounding_epochs,
+    small,
+)
 from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding, TensorTables
 from .trained import Trained
@@ -31,8 +41,10 @@ __all__ = [
     "clicks",
     "fast",
     "fit",
+    "of_size",
     "orthonormal_basis",
     "paper",
     "published_lightgcn",
     "rounding_epochs",
+    "small",
 ]

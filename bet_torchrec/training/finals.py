@@ -16,10 +16,9 @@ import torch
 from ..errors import InvalidInputError
 from ..planning.sizers.workbench import Start
 from .checkpoint import Checkpointer
+from .continued import rounded, settings_of, trained_on
 from .fit import DivergedError
 from .kept import content
-from .recipes import rounding_epochs
-from .rounding import RoundedRows
 from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding
 from .trained import Precisions, Sizes, Trained, precisions_of
@@ -81,15 +80,17 @@ def final(bench: TrainingWorkbench, plan: Sizes | Builds, *, seed: int, start: S
 def _built(
     bench: TrainingWorkbench, plan: Builds, settings: TrainSettings, seed: int, *, warm: bool
 ) -> Trained:
+    continues = warm and getattr(plan, "continues", False)
     build = partial(plan.build, seed)
     return _kept(
         bench,
         f"built-{plan.fingerprint()}",
-        settings,
+        settings_of(bench) if continues else settings,
         seed,
         build,
         lambda: (bench.full() if warm else None, build()),
         warm=warm,
+        continues=continues,
     )
 
 
@@ -102,17 +103,20 @@ def _kept(
     begin: Callable[[], tuple[Trained | None, Any]],
     *,
     warm: bool = False,
+    continues: bool = False,
     precisions: Precisions | None = None,
 ) -> Trained:
     """Trained and kept, or read back.
 
     empty: tables to read into. begin: whose model to start from, if any, and tables to train.
-    warm: they start from the full model.
+    warm: they start from the full model. continues: and come trained.
     """
     start: dict[str, Any] = {"start": "full", "from": _full_facts(bench)} if warm else {}
     rounding = None if precisions is None else bench.rounding
     if rounding is not None:
         start["rounding"] = dataclasses.asdict(rounding)
+    if continues:
+        start["continues"] = True
     facts = {**_facts(bench, what, settings, seed), **start}
 
     def load(path: Path) -> Trained:
@@ -120,9 +124,12 @@ def _kept(
         return Trained.load(path, bench.task, model, embedding, precisions=precisions, facts=facts)
 
     def train(*, checkpoint: Checkpointer | None, log: Path | None) -> Trained:
-        model, embedding = begin()
+        model, module = begin()
+        embedding = module.to(bench.device)
+        if continues and model is not None:
+            return trained_on(bench, embedding, model, seed=seed)
         trained = bench.fit(
-            embedding.to(bench.device),
+            embedding,
             settings=settings,
             warm=model,
             seed=seed,
@@ -141,30 +148,6 @@ def drawn(
 ) -> SizedEmbedding | TurnedEmbedding:
     """The tables with fresh rows."""
     return empty.draw(settings.init_std, torch.Generator().manual_seed(seed))
-
-
-def rounded(
-    bench: TrainingWorkbench, trained: Trained, settings: TrainSettings | None = None
-) -> Trained:
-    """Trained on with rows as served, in place; see ``TrainingWorkbench.rounded``."""
-    if trained.precisions is None or not trained.outcome.ok:
-        return trained
-    settings = settings or bench.rounding
-    if settings is None:
-        settings = rounding_epochs(bench.training, bench.task.steps_per_epoch)
-    embedding: SizedEmbedding | TurnedEmbedding = trained.embedding
-    kept = {name: value.clone() for name, value in embedding.state_dict().items()}
-    module: RoundedRows | TurnedEmbedding
-    if isinstance(embedding, TurnedEmbedding):
-        rows: Any = embedding.inner
-        module = embedding.around(RoundedRows(rows, trained.precisions))
-    else:
-        module = RoundedRows(embedding, trained.precisions)
-    found = bench.fit(module.to(bench.device), settings=settings, warm=trained, seed=bench.seed + 1)
-    if found.outcome.ok and found.quality > trained.quality:
-        return dataclasses.replace(trained, model=found.model, outcome=found.outcome)
-    embedding.load_state_dict(kept)
-    return trained
 
 
 def _full_facts(bench: TrainingWorkbench) -> dict[str, Any]:

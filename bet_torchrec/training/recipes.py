@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..tasks.ranking.task import BPR, PAPER_L2, BackboneName, RankingTask
@@ -13,6 +14,9 @@ NEVER = 10**9
 PROBE_EPOCHS = 3  # at least: full tables may overfit long before small ones have learnt
 PROBE_SHARE = 0.3  # shorter ones rank click models' plans hardly better than chance
 FORESIGHT = 0.5
+ROUNDING_EPOCHS, ROUNDING_SHARE = 6, 2 / 3
+SMALL_STEPS = 10  # an epoch
+SMALL_L2: Mapping[BackboneName, float] = {"lightgcn": 1e-3, "ngcf": 1e-3, "ncf": 3e-2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +33,25 @@ class Recipe:
     rounding: TrainSettings | None = None
 
 
-def rounding_epochs(training: TrainSettings, steps_per_epoch: int) -> TrainSettings:
-    """What a trained model is trained on by with its rows rounded: six epochs, halving the rate.
+def rounding_epochs(
+    training: TrainSettings, steps_per_epoch: int, *, trained: float = 0.0
+) -> TrainSettings:
+    """What a trained model is trained on by with its rows rounded; the rate falls to a 64th.
 
     It begins as large as in training, for coarse codes need it: on Frappe's FM at 4 bytes a row
     that ends above both this rate and a fifth of it, kept constant.
+
+    trained: epochs that the model took; two thirds of them, but at least six, are taken again.
     """
+    epochs = max(ROUNDING_EPOCHS, round(trained * ROUNDING_SHARE))
     return dataclasses.replace(
         training,
-        lr_decay=0.5,
+        lr_decay=64 ** (-1 / epochs),
         lr_decay_steps=steps_per_epoch,
         lr_min=0.0,
-        max_epochs=6,
+        max_epochs=epochs,
         validate_every=None,
-        patience=6,
+        patience=epochs,
     )
 
 
@@ -99,6 +108,46 @@ def published_lightgcn() -> RankingRecipe:
         bpr=BPR(batch_size=2048, sampler="pairs", l2=1e-4),
         training=training,
         fine_tuning=TrainSettings(lr=1e-3, lr_decay=1.0, max_epochs=10, validate_every=NEVER),
+    )
+
+
+def of_size(backbone: BackboneName, pairs: int) -> RankingRecipe:
+    """``fast`` where its batches are at most a tenth of an epoch of ``pairs``, else ``small``."""
+    recipe = fast(backbone)
+    if pairs >= SMALL_STEPS * recipe.bpr.batch_size:
+        return recipe
+    return small(backbone, pairs)
+
+
+def small(backbone: BackboneName, pairs: int) -> RankingRecipe:
+    """Ten steps an epoch, users drawn alike, more of a pull to zero: little data is soon learnt.
+
+    pairs: training interactions. MovieLens-100K, d 128, validation quality: LightGCN .257, where
+    ``paper`` validated every 200 steps has .238 at best and ``fast`` .197; NCF .240 (.164, .182).
+    At a twentieth of the parameters twice the rate is better.
+    """
+    graph = backbone != "ncf"
+    rate = 0.03 if backbone == "lightgcn" else 0.005
+    batch = max(1, -(-pairs // SMALL_STEPS))
+    return RankingRecipe(
+        bpr=BPR(batch_size=batch, sampler="users", l2=SMALL_L2[backbone]),
+        training=TrainSettings(
+            lr=rate,
+            lr_decay=0.8,
+            lr_decay_steps=100,
+            lr_min=0.001,
+            max_epochs=80 if graph else 40,
+            validate_every=5 * SMALL_STEPS,
+            patience=4,
+        ),
+        fine_tuning=TrainSettings(
+            lr=rate,
+            lr_decay=0.98,
+            lr_decay_steps=10,
+            lr_min=0.0,
+            max_epochs=6 if graph else 3,
+            validate_every=NEVER,
+        ),
     )
 
 

@@ -25,7 +25,8 @@ from ..planning.sizers.workbench import Trained as TrainedLike
 from ..planning.tables import TableSpec
 from ..tasks.task import Task
 from .checkpoint import Checkpointer
-from .finals import Builds, drawn, final, full_model, rounded
+from .continued import rounded, trained_on
+from .finals import Builds, drawn, final, full_model
 from .fit import fit
 from .full_model import FullModel, WarmStart
 from .kept import KeptModels
@@ -180,6 +181,8 @@ class TrainingWorkbench:
         other = copy.copy(self)
         other.training = dataclasses.replace(self.training, lr=lr)
         other.continuing = dataclasses.replace(self.continuing, lr=lr)
+        if self.rounding is not None:
+            other.rounding = dataclasses.replace(self.rounding, lr=lr)
         return other
 
     def pretrained_at(self, lr: float) -> TrainingWorkbench:
@@ -275,6 +278,15 @@ class TrainingWorkbench:
         stays where validation likes it better.
         """
         return rounded(self, trained, settings)
+
+    def trained_on(
+        self, embedding: EmbeddingModule, warm: Trained, *, seed: int | None = None
+    ) -> Trained:
+        """Tables that read as they are served, trained on in place with a trained model's weights.
+
+        By the epochs of ``rounded``; both are as they came where validation likes that better.
+        """
+        return trained_on(self, embedding, warm, seed=self.seed if seed is None else seed)
 
     def train(
         self, plan: Sizes | Builds, *, seed: int | None = None, start: Start = "scratch"

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from bet_torchrec import comparison, data
+from bet_torchrec.cli import main
 from bet_torchrec.comparison import (
+    DEFAULTS,
     METHODS,
     Cell,
     Settings,
@@ -27,7 +30,9 @@ from bet_torchrec.comparison.pictures import served_bytes
 from bet_torchrec.comparison.published import published
 from bet_torchrec.comparison.report import duels, markdown, plot, report
 from bet_torchrec.comparison.results import append_result
-from bet_torchrec.comparison.tasks import Entry
+from bet_torchrec.comparison.run import run_cell
+from bet_torchrec.comparison.tasks import Entry, make_entry
+from bet_torchrec.data import generate
 from bet_torchrec.data.clicks import generate_clicks, split_random
 from bet_torchrec.errors import InvalidInputError
 from bet_torchrec.outcome import Outcome
@@ -46,6 +51,15 @@ SETTINGS_OF_BET = {f"bet-{m}" for m in ("m40", "m60", "m80", "t20", "t30", "t40"
 DIVERGED = SimpleNamespace(outcome=Outcome.diverged())
 
 
+def tiny_entry(cell: Cell) -> Entry:
+    log = generate_clicks(3000, fields=(300, 50, 8), seed=cell.seed)
+    split = split_random(log, seed=cell.seed).by_rank()[0]
+    task = ClickTask(split, "fm", embedding_dim=cell.dim, batch_size=256)
+    recipe = clicks(5e-3)
+    training = dataclasses.replace(recipe.training, max_epochs=3)
+    return Entry(task, training, recipe.fine_tuning, (5e-3,), {"name": cell.data})
+
+
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """The tasks of a grid are small ones, made up; which were asked for."""
@@ -53,12 +67,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
 
     def entry(cell: Cell, data_dir: Path | None, device: str) -> Entry:
         asked.append(cell)
-        log = generate_clicks(3000, fields=(300, 50, 8), seed=cell.seed)
-        split = split_random(log, seed=cell.seed).by_rank()[0]
-        task = ClickTask(split, "fm", embedding_dim=cell.dim, batch_size=256, device=device)
-        recipe = clicks(5e-3)
-        training = dataclasses.replace(recipe.training, max_epochs=3)
-        return Entry(task, training, recipe.fine_tuning, (5e-3,), {"name": cell.data})
+        return tiny_entry(cell)
 
     monkeypatch.setattr(running, "make_entry", entry)
     return asked
@@ -108,6 +117,35 @@ def test_nobody_is_given_more_than_others(tiny, tmp_path: Path):
     assert lines == [4, 4]
 
 
+def test_what_is_coded_is_trained_on_and_told_like_the_others(tiny, tmp_path: Path):
+    cells = cells_of("int4", "compress", budgets=("1/4", "1/16 bytes", "1/100000 bytes"))
+    found = read_results(run_cells(cells, tmp_path, SETTINGS, progress=False))
+    assert {cell.budget for cell in found} == {"1/16 bytes", "1/100000 bytes"}
+    equal, ours = (found[cell] for cell in cells if cell.budget == "1/16 bytes")
+    assert found[cells[-1]]["infeasible"]  # not even axes fit
+    assert set(equal) <= set(ours)  # every figure, and bytes with the codes' places
+    assert (ours["start"], ours["trainings"], equal["trainings"]) == ("full", 1, 2)
+    assert 0.9 * ours["limit"] < ours["cost"] == ours["bytes"] <= ours["limit"]
+    assert ours["parameters"] * 4 <= ours["cost"] + 3
+    assert ours["summary"].startswith("compress: ")
+    kept = list((tmp_path / "made-up-fm-8-0" / "models").glob("built-*.safetensors"))
+    again = run_cell(cells[1], tiny_entry(cells[1]), tmp_path, SETTINGS)
+    assert (again["validation"], again["test"]) == (ours["validation"], ours["test"])
+    assert list((tmp_path / "made-up-fm-8-0" / "models").glob("built-*.safetensors")) == kept
+
+
+def test_everybody_is_trained_through_the_rounding(tiny, tmp_path: Path):
+    cells = cells_of("int2", budgets=("1/16 bytes",))
+    found = [
+        read_results(run_cells(cells, tmp_path / str(on), settings, progress=False))[cells[0]]
+        for on in (False, True)
+        for settings in [dataclasses.replace(SETTINGS, rounding=on)]
+    ]
+    without, with_it = found
+    assert (without["settings"]["rounding"], with_it["settings"]["rounding"]) == (False, True)
+    assert with_it["validation"] > without["validation"]
+
+
 @pytest.mark.parametrize("text", ["", "x", "2", "0", "1/0", "1/4 bits", "1/4 bytes more"])
 def test_budgets_that_are_none(text: str):
     with pytest.raises(InvalidInputError, match="a budget should be a share"):
@@ -121,6 +159,20 @@ def test_budgets_are_shares_of_full_tables_in_fp32():
     assert (served.limit(tables), served.dtypes, served.alignment) == (220, ("int8", "int4"), 1)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "rates"), [("lightgcn", (0.03, 0.06)), ("ncf", (0.005, 0.01))]
+)
+def test_little_data_is_ranked_in_enough_steps(backbone, rates, monkeypatch):
+    known = generate(num_users=200, num_items=80, interactions=3000, seed=0)
+    monkeypatch.setattr(data, "load", lambda name, data_dir: known)
+    entry = make_entry(
+        Cell(data="ml-100k", model=backbone, dim=8, budget="1/4", method="equal", seed=0)
+    )
+    assert 9 <= entry.task.steps_per_epoch <= 11
+    assert entry.rates == rates
+    assert entry.training.lr == rates[0]
+
+
 def test_unknown_methods_are_named():
     with pytest.raises(InvalidInputError, match=r"methods should be among .* got \['magic'\]"):
         cells_of("magic")
@@ -130,11 +182,13 @@ def result(cell: Cell, auc: float) -> dict:
     return {"cell": cell.asdict(), "test": {"auc": auc}}
 
 
-def made_up(ours: list[float], rival: list[float]) -> dict[Cell, dict]:
+def made_up(
+    ours: list[float], rival: list[float], name: str = "equal", budget: str = "1/16"
+) -> dict[Cell, dict]:
     found = {}
     for seed, pair in enumerate(zip(ours, rival, strict=True)):
-        for method, auc in zip(("bet", "equal"), pair, strict=True):
-            cell = Cell(data="d", model="fm", dim=8, budget="1/16", method=method, seed=seed)
+        for method, auc in zip(("bet", name), pair, strict=True):
+            cell = Cell(data="d", model="fm", dim=8, budget=budget, method=method, seed=seed)
             found[cell] = result(cell, auc)
     return found
 
@@ -150,6 +204,41 @@ def test_the_report_says_first_what_is_lost_and_what_chance_explains():
     lost = report(made_up([0.79, 0.79], [0.80, 0.81])).splitlines()[0]
     assert lost.endswith("It does not win: fm on d at 1/16 (equal).")
     assert np.isnan(duels(made_up([0.81], [0.80]), "auc")[0].comparison.p)
+
+
+def test_losing_to_what_is_our_own_is_losing_and_so_is_coming_to_nothing(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    results = made_up([0.8, 0.8], [0.9, 0.9], "compress", "1/16 bytes")
+    results |= made_up([0.8, 0.8], [0.7, 0.7]) | made_up([0.8, 0.8], [0.8, 0.8], "pep", "1/64")
+    results |= made_up([0.8, 0.8], [0.81, 0.81], "bet-t40", "1/4")
+    nothing = made_up([0.0], [0.6], "int2", "1/99 bytes")
+    nothing[next(iter(nothing))].pop("test")
+    for record in (results | nothing).values():
+        if "test" not in record:
+            record["infeasible"] = True
+        append_result(path, record)
+    assert report(read_results(path)).splitlines()[0] == (
+        "bet has the best mean AUC in 1 of 4 comparisons with the best rival of each budget, 1 of "
+        "them beyond chance (p < .05 after Holm). It does not win: fm on d at 1/16 bytes "
+        "(compress, also ours), fm on d at 1/4 (bet-t40, a variant of bet), fm on d at 1/64 (pep). "
+        "bet comes to nothing where others don't: fm on d at 1/99 bytes, seed 0 (infeasible)."
+    )
+    # Seen from the other of ours.
+    first = report(results, ours="compress").splitlines()[0]
+    assert "compress has the best mean AUC in 1 of 1" in first
+
+
+def test_by_default_all_rivals_are_compared(tmp_path: Path, monkeypatch, capsys):
+    assert set(DEFAULTS) > RIVALS
+    assert {"full", "equal", "mr", "int4", "random", "compress", "bet"} < set(DEFAULTS)
+    assert not any(name.startswith("bet-") for name in DEFAULTS)
+    ran: list[Cell] = []
+    monkeypatch.setattr(comparison, "run_cells", lambda cells, *_, **__: ran.extend(cells))
+    argv = ["compare", "--data", "frappe", "--models", "fm", "--budgets", "1/16,1/16 bytes"]
+    assert main([*argv, "--seeds", "1", "--run-dir", str(tmp_path), "--quiet"]) == 0
+    asked = {(cell.method, Share(cell.budget).in_bytes) for cell in ran if cell.method != "full"}
+    methods = [name for name in DEFAULTS if name != "full"]
+    assert asked == {(name, kind) for name in methods for kind in METHODS[name].budgets}
 
 
 def test_a_torn_last_line_is_left_out_and_others_are_not(tmp_path: Path):

@@ -26,8 +26,10 @@ from bet_torchrec.training import (
     TrainSettings,
     fast,
     fit,
+    of_size,
     paper,
     published_lightgcn,
+    small,
 )
 
 SPLIT = small_split()
@@ -303,3 +305,12 @@ def test_recipes():
     assert paper().fine_tuning.lr_decay == 0.98
     assert published_lightgcn().bpr.batch_size == 2048
     assert fast("lightgcn").bpr.sampler == "pairs"
+
+
+def test_an_epoch_has_ten_steps_or_more():
+    assert of_size("ncf", 500_000) == fast("ncf")
+    for pairs in (1, 7, 50_240, 499_999):
+        recipe = of_size("lightgcn", pairs)
+        assert recipe == small("lightgcn", pairs)
+        assert -(-pairs // recipe.bpr.batch_size) == min(10, pairs)
+    assert small("ncf", 50_240).bpr.batch_size == 5024

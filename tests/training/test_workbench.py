@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -268,3 +269,22 @@ def test_errors():
         RankingTask(SPLIT, embedding_dim=0)
     with pytest.raises(InvalidInputError, match="margin"):
         ProbeCheck(margin=0.0)
+
+
+def test_trained_on_is_never_worse_than_what_came():
+    bench = workbench()
+    full = bench.full()
+    assert bench.at_rate(0.5).rounding is None
+    settings = rounding_epochs(SETTINGS, bench.task.steps_per_epoch)
+    for lr in (settings.lr, 1e3):
+        bench = workbench(rounding=dataclasses.replace(settings, lr=lr, max_epochs=2))
+        assert bench.at_rate(0.5).rounding.lr == 0.5
+        embedding = copy.deepcopy(full.embedding)
+        found = bench.trained_on(embedding, full)
+        assert found.outcome.ok
+        assert found.quality >= full.quality
+        assert found.quality == pytest.approx(found.evaluate(part="validation").quality())
+        if lr == 1e3:
+            assert found.model is full.model
+            for name, table in full.full_tables().items():
+                assert torch.equal(embedding.full_tables()[name], table)

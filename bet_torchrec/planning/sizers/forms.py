@@ -58,11 +58,13 @@ class FormPlan:
     ``bytes`` is the honest figure. In bytes, every matrix is a table in fp32 (or fp16), and indices
     count too.
     starts: where its training may start; "full" takes the full model's weights beside the tables.
-    notes: what else a report should say of it.
+    continues: its tables come trained, and the epochs that others are trained on by with their rows
+    rounded are all that is left to do. notes: what else a report should say of it.
 
     Raises:
         PlanError: it costs more than the budget.
-        InvalidInputError: the budget is in bytes and allows no floating-point weights.
+        InvalidInputError: the budget is in bytes and allows no floating-point weights, which it
+            has.
     """
 
     form: Form
@@ -71,6 +73,7 @@ class FormPlan:
     sizer: str
     seed: int
     starts: tuple[Start, ...] = ("scratch",)
+    continues: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -140,14 +143,14 @@ class FormPlan:
         return hash(self._identity())
 
     def _identity(self) -> tuple[Any, ...]:
-        return self._digest, self.budget, self.sizer, self.seed, self.starts
+        return self._digest, self.budget, self.sizer, self.seed, self.starts, self.continues
 
 
 def form_cost(form: Form, budget: Budget) -> int:
     """What a form costs in ``budget.cost_unit``."""
-    memory = MemoryModel.for_budget(budget)
-    dtype = float_dtype(budget)
-    weights = sum(memory.bucket_cost(width, rows, dtype) for rows, width in form.shapes())
+    memory, shapes = MemoryModel.for_budget(budget), form.shapes()
+    dtype = float_dtype(budget) if shapes else ""
+    weights = sum(memory.bucket_cost(width, rows, dtype) for rows, width in shapes)
     if budget.unit == "bytes":
         return weights + form.index_bytes() * budget.world_size
     return weights + _code_words(form)
@@ -179,6 +182,7 @@ def form_plan(
     sizer: str,
     *,
     starts: tuple[Start, ...] = ("scratch",),
+    continues: bool = False,
     notes: Mapping[str, str] | None = None,
 ) -> FormPlan:
     """A form as the answer to a problem.
@@ -198,6 +202,7 @@ def form_plan(
         sizer=sizer,
         seed=problem.seed,
         starts=starts,
+        continues=continues,
         notes=notes or {},
     )
 
