@@ -174,9 +174,9 @@ def test_a_gaussian_process_is_sure_of_what_it_saw_alone(candidates):
     theirs = regression.GaussianProcessRegressor(Chosen(), alpha=noise, optimizer=None)
     theirs.fit(x.numpy(), (fitness - fitness.mean()) / fitness.std())
     mean, std = theirs.predict(new.numpy(), return_std=True)
-    assert np.allclose(fitted.spread(candidates), std * fitness.std(), atol=1e-9)
-    assert np.allclose(fitted(candidates), mean * fitness.std() + fitness.mean(), atol=1e-9)
-    assert fitted.spread(seen).mean() < fitted.spread(candidates).mean()
+    assert np.allclose(fitted.spread(new), std * fitness.std(), atol=1e-9)
+    assert np.allclose(fitted.fitness(new), mean * fitness.std() + fitness.mean(), atol=1e-9)
+    assert fitted.spread(x).mean() < fitted.spread(new).mean()
 
 
 def test_a_wrecked_plan_does_not_make_all_others_alike(candidates):
