@@ -29,7 +29,7 @@ class Settings:
     """What all methods share; see ``Contest``. rates: None for the task's own.
 
     rounding: under budgets in bytes all full trainings end with epochs with rows read as they will
-    be served, kept where validation likes them.
+    be served, kept where validation likes them; compress has no other training.
     """
 
     probes: int = 30
