@@ -148,13 +148,15 @@ def test_a_table_that_is_left_out_gets_nothing_of_what_is_left_over(tmp_path):
     assert left == [[[[32, 300]], [[0, 500]]], [[[0, 300]], [[32, 500]]]]
 
 
-def test_a_search_ends_where_nothing_is_left_to_try(tmp_path):
-    """Everything fits: its anchors are all that differ, and no probe is spent twice on any."""
-    found = plan(bet(iterations=30), budget=Budget.sparsity(0.0), run_dir=tmp_path, widths=(0, 32))
+def test_where_everything_fits_ever_more_tables_are_left_out_and_then_the_search_ends(tmp_path):
+    """The model is best without items; nothing is probed twice, and not all probes are spent."""
+    kinds = {"budget": Budget.sparsity(0.0), "widths": (0, 32)}
+    kinds["evaluate"] = lambda p: 1.0 - (p.sizes("item").sum() > 0) - (p.sizes("user").sum() == 0)
+    found = plan(bet(iterations=30), run_dir=tmp_path, **kinds)
     tried = [repr(p["buckets"]) for p in lines(tmp_path)]
-    assert len(tried) == len(set(tried)) == 3  # all rows, users alone, items alone
-    again = plan(bet(iterations=30), budget=Budget.sparsity(0.0), resume=tmp_path, widths=(0, 32))
-    assert again == found
+    assert len(tried) == len(set(tried)) == 3  # both, users alone, items alone
+    assert [found.sizes(t).max() for t in ("user", "item")] == [32, 0]
+    assert plan(bet(iterations=30), resume=tmp_path, **kinds) == found
     assert len(lines(tmp_path)) == 3
 
 

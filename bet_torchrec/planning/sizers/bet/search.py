@@ -143,7 +143,7 @@ class Search:
     def _choose(self, t: int) -> Choice | None:
         due = self._anchors.due(t) if self._anchors else None
         anchor = None if due is None else self._anchor(due)
-        return anchor or self._drawn(t) or self._anchor_left()
+        return anchor or self._drawn(t) or self._anchor_left() or self._best_without_a_table()
 
     def _anchor(self, number: int) -> Choice | None:
         """An anchor, unless that was tried; equal sizes always."""
@@ -158,6 +158,19 @@ class Search:
         """The first that was not tried, for when all that is drawn has been."""
         numbers = range(self._anchors.equal, len(self._anchors)) if self._anchors else ()
         return next((found for n in numbers if (found := self._anchor(n))), None)
+
+    def _best_without_a_table(self) -> Choice | None:
+        """The best plan with one more table left out: all that may help where everything fits."""
+        if not self._anchors or not self.history.ok:
+            return None
+        best = self._tried(self.history.best())
+        for t in range(len(self.problem.tables)):
+            boundaries = best.boundaries.clone()
+            boundaries[0, t, 1:] = 0
+            less = replace(best, boundaries=boundaries)
+            if boundaries[..., 1:].any() and self._new(less):
+                return Choice(candidate=less, strategy="subset")
+        return None
 
     def _drawn(self, t: int) -> Choice | None:
         rng = np.random.default_rng([self.problem.seed, t])
