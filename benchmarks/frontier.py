@@ -75,7 +75,8 @@ def ran(form: Form, tasks: Tasks, dim: int, args: Any) -> dict[str, Any]:
     outcome = dataclasses.replace(start.outcome, quality=quality)
     plain = dataclasses.replace(start, embedding=module, outcome=outcome)
     before = measured(plain)
-    settings = rounding_epochs(bench.training, bench.task.steps_per_epoch)
+    steps, taken = bench.task.steps_per_epoch, start.outcome.epochs
+    settings = rounding_epochs(bench.training, steps, trained=taken)
     tuned = bench.fit(module, settings=settings, warm=start, seed=tasks.seed + 1)
     better = tuned.outcome.ok and tuned.quality > quality
     after = measured(tuned) if better else before

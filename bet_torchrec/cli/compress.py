@@ -72,10 +72,11 @@ def run(args: argparse.Namespace) -> None:
             progress=not args.quiet,
         )
         full = bench.full()
+        steps, taken = entry.task.steps_per_epoch, full.outcome.epochs
         found = compress(
             full,
             budget=args.bytes,
-            training=rounding_epochs(entry.training, entry.task.steps_per_epoch),
+            training=rounding_epochs(entry.training, steps, trained=taken),
             fine_tune=not args.no_fine_tuning,
             seed=args.seed,
             device=device,

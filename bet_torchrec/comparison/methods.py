@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import torch
-
 from ..compression.form import coded_plan
 from ..errors import InfeasibleBudgetError
 from ..planning import BET, EqualSizes, MixedRandom, SizePlan
@@ -90,12 +88,7 @@ def equal_among(contest: Contest, kept: Sequence[int], precision: str | None = N
     """Equal sizes of these tables; the others are dropped."""
     problem = contest.problem(EqualSizes())
     precision = precision or contest.budget.dtypes[0]
-    specs = [problem.tables[t] for t in kept]
-    counts = {problem.tables[t].name: problem.counts[t] for t in kept}
-    part = contest.planner(EqualSizes()).problem(specs, counts)
-    boundaries = torch.zeros(len(problem.tables), len(problem.widths), dtype=torch.int64)
-    boundaries[:, 0] = torch.tensor([table.num_embeddings for table in problem.tables])
-    boundaries[list(kept)] = equal_boundaries(part, precision)
+    boundaries = equal_boundaries(problem, precision, kept)
     return problem.plan(boundaries, (precision,) * len(problem.tables), "subset")
 
 

@@ -12,7 +12,11 @@ from .cells import Cell
 
 BACKBONES = ("lightgcn", "ngcf", "ncf")
 CLICK_BATCH = 4096
-CLICK_L2 = {"movielens-1m-clicks": 1e-2, "frappe": 0.0}  # found on full models' validation
+CLICK_L2 = {
+    "movielens-1m-clicks": 1e-2,
+    "frappe": 0.0,
+    "renttherunway": 3e-2,
+}  # found on full models' validation
 OTHER_L2 = 1e-2
 CLICK_RATES = {
     "movielens-1m-clicks": (5e-3,),

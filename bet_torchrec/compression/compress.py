@@ -66,7 +66,8 @@ def compress(
     task = bench.task
     tables, counts = full.full_tables(), bench.counts()
     moments = loss_moments(full, batches=batches, seed=seed)
-    settings = training or rounding_epochs(bench.training, task.steps_per_epoch)
+    steps, taken = task.steps_per_epoch, full.outcome.epochs
+    settings = training or rounding_epochs(bench.training, steps, trained=taken)
     found = []
     for limit in limits:
         codes = choose_codes(tables, counts, moments, limit=limit, rank_blocks=rank_blocks)

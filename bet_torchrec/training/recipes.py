@@ -14,6 +14,7 @@ NEVER = 10**9
 PROBE_EPOCHS = 3  # at least: full tables may overfit long before small ones have learnt
 PROBE_SHARE = 0.3  # shorter ones rank click models' plans hardly better than chance
 FORESIGHT = 0.5
+ROUNDING_EPOCHS, ROUNDING_SHARE = 6, 2 / 3
 SMALL_STEPS = 10  # an epoch
 SMALL_L2: Mapping[BackboneName, float] = {"lightgcn": 1e-3, "ngcf": 1e-3, "ncf": 3e-2}
 
@@ -32,20 +33,25 @@ class Recipe:
     rounding: TrainSettings | None = None
 
 
-def rounding_epochs(training: TrainSettings, steps_per_epoch: int) -> TrainSettings:
-    """What a trained model is trained on by with its rows rounded: six epochs, halving the rate.
+def rounding_epochs(
+    training: TrainSettings, steps_per_epoch: int, *, trained: float = 0.0
+) -> TrainSettings:
+    """What a trained model is trained on by with its rows rounded; the rate falls to a 64th.
 
     It begins as large as in training, for coarse codes need it: on Frappe's FM at 4 bytes a row
     that ends above both this rate and a fifth of it, kept constant.
+
+    trained: epochs that the model took; two thirds of them, but at least six, are taken again.
     """
+    epochs = max(ROUNDING_EPOCHS, round(trained * ROUNDING_SHARE))
     return dataclasses.replace(
         training,
-        lr_decay=0.5,
+        lr_decay=64 ** (-1 / epochs),
         lr_decay_steps=steps_per_epoch,
         lr_min=0.0,
-        max_epochs=6,
+        max_epochs=epochs,
         validate_every=None,
-        patience=6,
+        patience=epochs,
     )
 
 

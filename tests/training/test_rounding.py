@@ -11,8 +11,9 @@ from bet_torchrec.axes import principal_basis
 from bet_torchrec.column_codes import CodedEmbedding, encode_tables
 from bet_torchrec.errors import InvalidInputError
 from bet_torchrec.evaluation.quantisation import fake_quantise_rows
-from bet_torchrec.training import SizedEmbedding
+from bet_torchrec.training import SizedEmbedding, TrainSettings, rounding_epochs
 from bet_torchrec.training.rounding import ColumnCodes, RoundedRows, coded, rounded_rows
+from bet_torchrec.training.rounding.codes import STRIDE
 
 ROWS, DIM = {"user": 300, "item": 40}, 6
 
@@ -135,3 +136,28 @@ def test_errors_say_what_came():
         ColumnCodes(forms, {"user": full["user"]})
     with pytest.raises(InvalidInputError, match="at least 6, got 5"):
         ColumnCodes(forms, {k: t[:, :4] for k, t in full.items()}).full_tables(5)
+
+
+def test_a_step_of_adam_moves_a_coordinate_by_strides_of_its_column():
+    """Adam's first step is the learning rate, whatever the gradient's size."""
+    _, _, module = coded_tables(1, turned=False)
+    part = module.parts[0]
+    before = (part.values * part.unit).detach().clone()
+    optimizer = torch.optim.Adam([part.values], lr=1e-3)
+    module.table("user").square().sum().backward()
+    moving = part.values.grad != 0
+    optimizer.step()
+    moved = ((part.values * part.unit).detach() - before).abs()
+    sizes = before.square().mean(dim=0).sqrt()
+    expected = (1e-3 * STRIDE * sizes).expand_as(moved)
+    assert moving.any()
+    torch.testing.assert_close(moved[moving], expected[moving], rtol=1e-3, atol=0)
+
+
+def test_rounding_epochs_are_two_thirds_of_the_model_s_and_at_least_six():
+    training = TrainSettings(lr=0.5)
+    for trained, epochs in ((0, 6), (8, 6), (30, 20)):
+        found = rounding_epochs(training, 100, trained=trained)
+        assert found.max_epochs == epochs
+        assert found.lr_decay_steps == 100
+        assert found.lr * found.lr_decay**epochs == pytest.approx(0.5 / 64)

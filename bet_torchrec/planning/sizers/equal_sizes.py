@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,9 +41,18 @@ class EqualSizes:
         return problem.plan(boundaries, (precision,) * len(problem.tables), "es")
 
 
-def equal_boundaries(problem: SizingProblem, precision: str) -> torch.Tensor:
-    """(F, W) rows of at least each width in ``EqualSizes``'s plan; raises as that does."""
+def equal_boundaries(
+    problem: SizingProblem, precision: str, kept: Collection[int] | None = None
+) -> torch.Tensor:
+    """(F, W) rows of at least each width in ``EqualSizes``'s plan; raises as that does.
+
+    kept: the tables that share the budget, all unless given; the others stay at the smallest width,
+    whatever is left over.
+    """
     _, space = one_precision(problem, precision)
+    if kept is not None:
+        out = [t not in kept for t in range(len(problem.tables))]
+        space = replace(space, depth=space.depth.masked_fill(torch.tensor(out), 1))
     every = [0] * len(problem.tables)
     steps = space.steps(torch.tensor([every]))
     level = _largest_level(space, steps, problem.limit)
@@ -77,6 +87,8 @@ def _raise_frequent(
 ) -> torch.Tensor:
     """As many of the most frequent rows, over all tables, as fit go up to widths[level]."""
     tables = [t for t in range(len(problem.tables)) if level < int(space.depth[t])]
+    if not tables:
+        return boundaries
     values = np.concatenate([problem.counts[t].values for t in tables])
     rows = np.concatenate([problem.counts[t].multiplicity for t in tables])
     owner = np.concatenate([np.full(len(problem.counts[t].values), t) for t in tables])

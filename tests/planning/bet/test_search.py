@@ -117,13 +117,10 @@ def test_large_tables_are_each_left_out_in_turn_and_the_search_keeps_most(tmp_pa
     )
     tried = lines(tmp_path)
     left = [p for p in tried if p["strategy"] == "subset"]
-    # what a whole budget leaves over may still widen a row or two of the one that is out
-    nearly_empty = [
-        {t for t, b in enumerate(p["buckets"]) if sum(w * n for w, n in b) <= 3} for p in left
-    ]
+    empty = [{t for t, b in enumerate(p["buckets"]) if sum(w for w, _ in b) == 0} for p in left]
     # t7 to t11 have 500 rows or more; without one of the others nothing would be gained
-    assert [len(e) for e in nearly_empty] == [1] * 5
-    assert set().union(*nearly_empty) == set(range(7, 12))
+    assert [len(e) for e in empty] == [1] * 5
+    assert set().union(*empty) == set(range(7, 12))
     searched = [p["strategy"] not in ("anchor", "subset", "small", "count") for p in tried]
     assert sum(searched[:3]) == 0
     assert sum(searched) >= 35
@@ -142,6 +139,25 @@ def test_no_plan_is_tried_twice(tmp_path):
     plan(bet(iterations=12), widths=(4, 16, 32), run_dir=tmp_path)
     tried = [repr((p["buckets"], p["precisions"])) for p in lines(tmp_path)]
     assert len(set(tried)) == len(tried)
+
+
+def test_a_table_that_is_left_out_gets_nothing_of_what_is_left_over(tmp_path):
+    """Half of the budget would widen it again, and without it a model may do better."""
+    plan(bet(iterations=4), budget=Budget.sparsity(0.1), widths=(0, 8, 32), run_dir=tmp_path)
+    left = [p["buckets"] for p in lines(tmp_path) if p["strategy"] == "subset"]
+    assert left == [[[[32, 300]], [[0, 500]]], [[[0, 300]], [[32, 500]]]]
+
+
+def test_where_everything_fits_ever_more_tables_are_left_out_and_then_the_search_ends(tmp_path):
+    """The model is best without items; nothing is probed twice, and not all probes are spent."""
+    kinds = {"budget": Budget.sparsity(0.0), "widths": (0, 32)}
+    kinds["evaluate"] = lambda p: 1.0 - (p.sizes("item").sum() > 0) - (p.sizes("user").sum() == 0)
+    found = plan(bet(iterations=30), run_dir=tmp_path, **kinds)
+    tried = [repr(p["buckets"]) for p in lines(tmp_path)]
+    assert len(tried) == len(set(tried)) == 3  # both, users alone, items alone
+    assert [found.sizes(t).max() for t in ("user", "item")] == [32, 0]
+    assert plan(bet(iterations=30), resume=tmp_path, **kinds) == found
+    assert len(lines(tmp_path)) == 3
 
 
 def test_precisions_that_cannot_fit_are_left_out(tmp_path):

@@ -35,7 +35,7 @@ SMALL = 0.1  # of the budget: what the small tables at full width may take toget
 
 
 class Anchors:
-    """The anchors of a problem, by number: the first ``equal`` are equal sizes, one a precision."""
+    """Of a problem, by number: the first ``equal`` are equal sizes, one a precision."""
 
     def __init__(self, problem: SizingProblem, sampler: Sampler, precisions: Sequence[str]) -> None:
         self._problem, self._sampler, self._precisions = problem, sampler, precisions
@@ -46,6 +46,9 @@ class Anchors:
         many = len(problem.tables) > FEW_TABLES
         turns = zip_longest(shapes, subsets) if many else zip_longest(subsets, shapes)
         self._others = [anchor for turn in turns for anchor in turn if anchor is not None]
+
+    def __len__(self) -> int:
+        return self.equal + len(self._others)
 
     def due(self, iteration: int) -> int | None:
         """The number of the anchor whose turn it is, or None.
@@ -60,24 +63,28 @@ class Anchors:
             if (since + 1) % every:
                 return None
             number = straight + since // every
-        return number if number < self.equal + len(self._others) else None
+        return number if number < len(self) else None
 
     def kind(self, number: int) -> AnchorKind:
         """What it is, for the history."""
         return "anchor" if number < self.equal else self._others[number - self.equal][0]
 
     def candidate(self, number: int, precision: int) -> Candidates:
-        """An anchor as one candidate, in this precision unless it has its own."""
+        """An anchor as one candidate, in this precision unless it has its own.
+
+        Its budget is spent: of those without some tables, by the others as far as they can.
+        """
         if number < self.equal:
             boundaries = equal_boundaries(self._problem, self._precisions[number])
             return self._sampler.flat(boundaries[None], number)
         kind, what = self._others[number - self.equal]
-        return self._sampler.settled(self._other(kind, what, precision))
-
-    def _other(self, kind: AnchorKind, what: object, precision: int) -> Candidates:
         if kind == "subset":
             assert isinstance(what, tuple)
-            return self._sampler.shaped(self._only(what), precision)
+            boundaries = equal_boundaries(self._problem, self._precisions[precision], what)
+            return self._sampler.flat(boundaries[None], precision)
+        return self._sampler.settled(self._shape(kind, what, precision))
+
+    def _shape(self, kind: AnchorKind, what: object, precision: int) -> Candidates:
         if kind == "count":
             assert isinstance(what, float)
             return self._sampler.by_count(what, precision)
@@ -102,12 +109,6 @@ class Anchors:
             cheap = [large[i] for i in quality_lost(self._problem, large).argsort(kind="stable")]
             left = [set(cheap[:n]) for n in range(1, len(cheap))]
         return [tuple(t for t in range(tables) if t not in out) for out in left]
-
-    def _only(self, tables: Sequence[int]) -> Tensor:
-        rows = self._sampler.space.rows.to(torch.float64)
-        shares = torch.full_like(rows, 1e-6)
-        shares[list(tables)] = rows[list(tables)] / rows[list(tables)].sum()
-        return shares
 
     def _small_first(self, precision: int) -> Tensor:
         """Full width for the tables with the fewest rows, as many as take a tenth of the budget."""

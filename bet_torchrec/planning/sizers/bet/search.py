@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PARENTS = 5  # the fittest, around which mutants are drawn
-TRIES = 10  # of candidates that turn out to have been tried, before one is tried again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,17 +102,22 @@ class Search:
         shown = self.problem.progress and self._team.rank == 0
         with tqdm(total=total, initial=done, desc="search", disable=not shown) as bar:
             for t in range(done, total):
-                if self._good_enough() is not None:
+                if self._good_enough() is not None or self.step(t) is None:
                     break
-                self.step(t)
                 if best := self.history.best():
                     bar.set_postfix(best=f"{best[0].fitness:.4f}", at=best[0].iteration)
                 bar.update()
         return self._finish()
 
-    def step(self, t: int) -> Probe:
-        """Iteration t: choose a candidate, try it, remember it. Depends on seed, t and history."""
+    def step(self, t: int) -> Probe | None:
+        """Iteration t: choose a candidate, try it, remember it. Depends on seed, t and history.
+
+        None where all that was drawn has been tried: the budget leaves next to nothing to choose.
+        """
         choice = self._team.first("choosing what to try", lambda: self._choose(t))
+        if choice is None:
+            _log.info("search ended: nothing was drawn that %d probes have not tried", t)
+            return None
         chosen = choice.candidate
         plan = self._plan(chosen.boundaries[0], chosen.precision[0].tolist())
         start = time.perf_counter()
@@ -136,14 +140,40 @@ class Search:
         self._team.together("the history", lambda: self.history.add(probe))
         return probe
 
-    def _choose(self, t: int) -> Choice:
+    def _choose(self, t: int) -> Choice | None:
+        due = self._anchors.due(t) if self._anchors else None
+        anchor = None if due is None else self._anchor(due)
+        return anchor or self._drawn(t) or self._anchor_left() or self._best_without_a_table()
+
+    def _anchor(self, number: int) -> Choice | None:
+        """An anchor, unless that was tried; equal sizes always."""
+        assert self._anchors
+        kind = self._anchors.kind(number)
+        one = self._anchors.candidate(number, self._best_precision())
+        if kind not in ("anchor", "subset"):  # these are given as an engineer would try them
+            one = self._settled(one)
+        return Choice(candidate=one, strategy=kind) if kind == "anchor" or self._new(one) else None
+
+    def _anchor_left(self) -> Choice | None:
+        """The first that was not tried, for when all that is drawn has been."""
+        numbers = range(self._anchors.equal, len(self._anchors)) if self._anchors else ()
+        return next((found for n in numbers if (found := self._anchor(n))), None)
+
+    def _best_without_a_table(self) -> Choice | None:
+        """The best plan with one more table left out: all that may help where everything fits."""
+        if not self._anchors or not self.history.ok:
+            return None
+        best = self._tried(self.history.best())
+        for t in range(len(self.problem.tables)):
+            boundaries = best.boundaries.clone()
+            boundaries[0, t, 1:] = 0
+            less = replace(best, boundaries=boundaries)
+            if boundaries[..., 1:].any() and self._new(less):
+                return Choice(candidate=less, strategy="subset")
+        return None
+
+    def _drawn(self, t: int) -> Choice | None:
         rng = np.random.default_rng([self.problem.seed, t])
-        if self._anchors and (number := self._anchors.due(t)) is not None:
-            anchor = self._anchors.candidate(number, self._best_precision())
-            kind = self._anchors.kind(number)
-            new = anchor if kind == "anchor" else self._first_new(anchor, [0])
-            if new is not None:
-                return Choice(candidate=new, strategy=kind)
         strategy = self.settings.strategies[t % len(self.settings.strategies)]
         # of all probes: those that were given up explored too, and there may be many
         if not self.history.ok or len(self.history.probes) < self.settings.explored:
@@ -151,7 +181,8 @@ class Search:
         candidates = self._draw(strategy, rng)
         if strategy in ("random", "local"):
             order = rng.permutation(len(candidates)).tolist()
-            return Choice(candidate=self._taken(candidates, order), strategy=strategy)
+            taken = self._first_new(candidates, order)
+            return None if taken is None else Choice(candidate=taken, strategy=strategy)
         predictor = self._trained_predictor()
         with torch.no_grad():
             if strategy == "predicted":
@@ -161,14 +192,20 @@ class Search:
                 target = predictor.embed(self._tried(self.history.best()))
                 distance = (predictor.embed(candidates) - target).norm(dim=-1)
                 order = distance.argsort().tolist()
-            taken = self._taken(candidates, order)
+            taken = self._first_new(candidates, order)
+            if taken is None:
+                return None
             predicted = float(predictor(taken)[0])
         return Choice(candidate=taken, strategy=strategy, predicted=predicted)
 
-    def _taken(self, candidates: Candidates, order: Sequence[int]) -> Candidates:
+    def _first_new(self, candidates: Candidates, order: Sequence[int]) -> Candidates | None:
         """The first in this order that was not tried yet, its budget spent to the last byte."""
-        found = self._first_new(candidates, order[:TRIES])
-        return found if found is not None else self._settled(candidates[[order[0]]])
+        settled = (self._settled(candidates[[i]]) for i in order)
+        return next((each for each in settled if self._new(each)), None)
+
+    def _new(self, one: Candidates) -> bool:
+        tried = self._tried(self.history.probes) if self.history.probes else None
+        return tried is None or _contents(one)[0] not in _contents(tried)
 
     def _settled(self, one: Candidates) -> Candidates:
         """One candidate, its budget spent to the last byte, id maps that it doesn't need too."""
@@ -177,14 +214,6 @@ class Search:
             self.problem, self.space, settled.boundaries[0], settled.precision[0].tolist()
         )
         return replace(settled, boundaries=boundaries[None])
-
-    def _first_new(self, candidates: Candidates, order: Sequence[int]) -> Candidates | None:
-        known = set(_contents(self._tried(self.history.probes))) if self.history.probes else set()
-        for i in order:
-            settled = self._settled(candidates[[i]])
-            if _contents(settled)[0] not in known:
-                return settled
-        return None
 
     def _best_precision(self) -> int:
         """That of the best equal sizes so far."""
