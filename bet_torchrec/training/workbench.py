@@ -365,13 +365,15 @@ class TrainingWorkbench:
     ) -> Trained:
         """Tables that read as they are served, trained on in place with a trained model's weights.
 
-        By the epochs of ``rounded``; both are as they came where validation likes that better.
+        By ``rounding``, or ``rounding_epochs`` of that model; both are as they came where
+        validation likes that better.
         """
         seed = self.seed if seed is None else seed
         module: Any = embedding
         before = self.task.validate(warm.model, module)
         kept = {name: value.clone() for name, value in module.state_dict().items()}
-        found = self.fit(module, settings=self._rounding_epochs(), warm=warm, seed=seed + 1)
+        settings = self._rounding_epochs(warm.outcome.epochs)
+        found = self.fit(module, settings=settings, warm=warm, seed=seed + 1)
         if found.outcome.ok and found.quality > before:
             return found
         module.load_state_dict(kept)
@@ -520,7 +522,7 @@ class TrainingWorkbench:
         start: dict[str, Any] = {"start": "full", "from": self._full_facts()} if warm else {}
         continues = warm and getattr(plan, "continues", False)
         if continues:
-            settings = self._rounding_epochs()
+            settings = self._rounding_epochs(self.full().outcome.epochs)
             start["continues"] = True
         what = f"built-{plan.fingerprint()}"
         facts = {**self._facts(what, settings, seed), **start}
@@ -547,8 +549,9 @@ class TrainingWorkbench:
 
         return self._kept.get(facts, load, train)
 
-    def _rounding_epochs(self) -> TrainSettings:
-        return self.rounding or rounding_epochs(self.training, self.task.steps_per_epoch)
+    def _rounding_epochs(self, trained: float = 0.0) -> TrainSettings:
+        steps = self.task.steps_per_epoch
+        return self.rounding or rounding_epochs(self.training, steps, trained=trained)
 
     def _full_facts(self) -> dict[str, Any]:
         facts = self._facts("full", self.pretraining, self.seed)
