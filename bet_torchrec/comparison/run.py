@@ -29,7 +29,7 @@ class Settings:
     """What all methods share; see ``Contest``. rates: None for the task's own.
 
     rounding: under budgets in bytes all full trainings end with epochs with rows read as they will
-    be served, kept where validation likes them.
+    be served, as many for all, kept where validation likes them; compress has no other training.
     """
 
     probes: int = 30
@@ -75,8 +75,6 @@ def run_cell(
 ) -> dict[str, Any]:
     """One cell's record; its models are kept in the folder of its task, which others share."""
     began = time.perf_counter()
-    rounding = settings.rounding and cell.method != FULL and Share(cell.budget).in_bytes
-    steps = entry.task.steps_per_epoch
     shared = folder / f"{cell.data}-{cell.model}-{cell.dim}-{cell.seed}"
     bench = TrainingWorkbench(
         entry.task,
@@ -84,11 +82,13 @@ def run_cell(
         fine_tuning=entry.fine_tuning,
         probe_share=entry.probe_share,
         foresight=entry.foresight,
-        rounding=rounding_epochs(entry.training, steps) if rounding else None,
         run_dir=shared,
         seed=cell.seed,
         device=device,
     )
+    if settings.rounding and cell.method != FULL and Share(cell.budget).in_bytes:
+        steps, taken = entry.task.steps_per_epoch, bench.full().outcome.epochs
+        bench.rounding = rounding_epochs(entry.training, steps, trained=taken)
     widths = tuple(width for width in settings.widths if width <= cell.dim)
     contest = Contest(
         bench=bench,

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from .workbench import TrainingWorkbench
 
 
-def settings_of(bench: TrainingWorkbench) -> TrainSettings:
-    """What models are trained on by."""
-    return bench.rounding or rounding_epochs(bench.training, bench.task.steps_per_epoch)
+def settings_of(bench: TrainingWorkbench, trained: float = 0.0) -> TrainSettings:
+    """What models are trained on by; trained: epochs that they took."""
+    steps = bench.task.steps_per_epoch
+    return bench.rounding or rounding_epochs(bench.training, steps, trained=trained)
 
 
 def rounded(
@@ -53,7 +54,8 @@ def trained_on(
     """See ``TrainingWorkbench.trained_on``."""
     module: Any = embedding
     before, kept = bench.task.validate(warm.model, module), _copied(module)
-    found = bench.fit(module, settings=settings_of(bench), warm=warm, seed=seed + 1)
+    settings = settings_of(bench, warm.outcome.epochs)
+    found = bench.fit(module, settings=settings, warm=warm, seed=seed + 1)
     if found.outcome.ok and found.quality > before:
         return found
     module.load_state_dict(kept)

@@ -81,11 +81,13 @@ def _built(
     bench: TrainingWorkbench, plan: Builds, settings: TrainSettings, seed: int, *, warm: bool
 ) -> Trained:
     continues = warm and getattr(plan, "continues", False)
+    if continues:
+        settings = settings_of(bench, bench.full().outcome.epochs)
     build = partial(plan.build, seed)
     return _kept(
         bench,
         f"built-{plan.fingerprint()}",
-        settings_of(bench) if continues else settings,
+        settings,
         seed,
         build,
         lambda: (bench.full() if warm else None, build()),

@@ -284,7 +284,8 @@ class TrainingWorkbench:
     ) -> Trained:
         """Tables that read as they are served, trained on in place with a trained model's weights.
 
-        By the epochs of ``rounded``; both are as they came where validation likes that better.
+        By ``rounding``, or ``rounding_epochs`` of that model; both are as they came where
+        validation likes that better.
         """
         return trained_on(self, embedding, warm, seed=self.seed if seed is None else seed)
 

@@ -111,7 +111,7 @@ def test_probes_that_were_given_up_have_explored_too(tmp_path):
 
 
 def test_large_tables_are_each_left_out_in_turn_and_the_search_keeps_most(tmp_path):
-    planner, tables, counts = many(sizer=bet(iterations=50, trainer=FullBatch(steps=1)))
+    planner, tables, counts = many(sizer=bet(iterations=50, strategies=("random",), candidates=3))
     planner.plan(
         tables, counts, lambda plan: plan.tables[3].parameters, run_dir=tmp_path, progress=False
     )
@@ -148,13 +148,15 @@ def test_a_table_that_is_left_out_gets_nothing_of_what_is_left_over(tmp_path):
     assert left == [[[[32, 300]], [[0, 500]]], [[[0, 300]], [[32, 500]]]]
 
 
-def test_a_search_ends_where_nothing_is_left_to_try(tmp_path):
-    """Everything fits: its anchors are all that differ, and no probe is spent twice on any."""
-    found = plan(bet(iterations=30), budget=Budget.sparsity(0.0), run_dir=tmp_path, widths=(0, 32))
+def test_where_everything_fits_ever_more_tables_are_left_out_and_then_the_search_ends(tmp_path):
+    """The model is best without items; nothing is probed twice, and not all probes are spent."""
+    kinds = {"budget": Budget.sparsity(0.0), "widths": (0, 32)}
+    kinds["evaluate"] = lambda p: 1.0 - (p.sizes("item").sum() > 0) - (p.sizes("user").sum() == 0)
+    found = plan(bet(iterations=30), run_dir=tmp_path, **kinds)
     tried = [repr(p["buckets"]) for p in lines(tmp_path)]
-    assert len(tried) == len(set(tried)) == 3  # all rows, users alone, items alone
-    again = plan(bet(iterations=30), budget=Budget.sparsity(0.0), resume=tmp_path, widths=(0, 32))
-    assert again == found
+    assert len(tried) == len(set(tried)) == 3  # both, users alone, items alone
+    assert [found.sizes(t).max() for t in ("user", "item")] == [32, 0]
+    assert plan(bet(iterations=30), resume=tmp_path, **kinds) == found
     assert len(lines(tmp_path)) == 3
 
 
@@ -302,7 +304,7 @@ def test_wrong_settings_say_so(wrong, match):
 
 
 def test_large_tables_go_first_whose_zeros_cost_the_full_model_least(tmp_path):
-    planner, tables, counts = many(sizer=bet(iterations=60, trainer=FullBatch(steps=1)))
+    planner, tables, counts = many(sizer=bet(iterations=60, strategies=("random",), candidates=3))
     worth = {"t7": 0.4, "t8": 0.1, "t9": 0.3, "t10": 0.2, "t11": 0.5}
 
     def probe(p):
@@ -311,9 +313,6 @@ def test_large_tables_go_first_whose_zeros_cost_the_full_model_least(tmp_path):
     bench = FakeWorkbench(probe)
     planner.plan(tables, counts, workbench=bench, run_dir=tmp_path, progress=False)
     left = [p for p in lines(tmp_path) if p["strategy"] == "subset"]
-    # what is left over may still widen a row or two of one that is out
-    out = [
-        {f"t{t}" for t, b in enumerate(p["buckets"]) if sum(w * n for w, n in b) <= 3} for p in left
-    ]
+    out = [{f"t{t}" for t, b in enumerate(p["buckets"]) if sum(w for w, _ in b) == 0} for p in left]
     assert out == [{"t8"}, {"t8", "t10"}, {"t8", "t10", "t9"}, {"t8", "t10", "t9", "t7"}]
     assert [epochs for _, epochs, _ in bench.probed[:5]] == [0] * 5

@@ -71,7 +71,12 @@ class Chooser:
         due = self.anchors.due(t) if self.anchors else None
         anchor = None if due is None else self._anchor([due], history, new)
         left = range(self.anchors.equal, len(self.anchors)) if self.anchors else ()
-        return anchor or self._drawn(t, history, new) or self._anchor(left, history, new)
+        return (
+            anchor
+            or self._drawn(t, history, new)
+            or self._anchor(left, history, new)
+            or self._best_without_a_table(history, new)
+        )
 
     def tried(self, probes: Sequence[Probe]) -> Candidates:
         """Probes as the candidates that they were."""
@@ -95,6 +100,21 @@ class Chooser:
                 one = self._settled(one)
             if kind == "anchor" or new(one):
                 return Choice(candidate=one, strategy=kind)
+        return None
+
+    def _best_without_a_table(
+        self, history: History, new: Callable[[Candidates], bool]
+    ) -> Choice | None:
+        """The best plan with one more table left out: all that may help where everything fits."""
+        if not self.anchors or not history.ok:
+            return None
+        best = self.tried(history.best())
+        for t in range(len(self._problem.tables)):
+            boundaries = best.boundaries.clone()
+            boundaries[0, t, 1:] = 0
+            less = replace(best, boundaries=boundaries)
+            if boundaries[..., 1:].any() and new(less):
+                return Choice(candidate=less, strategy="subset")
         return None
 
     def _drawn(self, t: int, history: History, new: Callable[[Candidates], bool]) -> Choice | None:
