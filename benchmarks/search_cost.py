@@ -79,7 +79,7 @@ def main() -> None:
                 seconds.append(time.process_time() - start)
         start, drawn = time.process_time(), 0
         while time.process_time() - start < 1.0:
-            search.sampler(100, np.random.default_rng(drawn))
+            search.chooser.sampler(100, np.random.default_rng(drawn))
             drawn += 100
         predicted = [s for s, k in zip(seconds, kinds, strict=True) if k == "predicted"]
         result[name] = {

@@ -26,7 +26,7 @@ from torchrec.inference.modules import quantize_embeddings
 
 from bet_torchrec import Budget, SizePlan
 from bet_torchrec.embeddings import BudgetedEmbeddingBagCollection, quantize
-from bet_torchrec.embeddings.quantization import collection
+from bet_torchrec.embeddings.quantization import one_pass
 from bet_torchrec.planning.plan import Bucket, TablePlan
 
 FULL = "full int8, TorchRec"
@@ -66,7 +66,7 @@ def full_tables(count: int, args) -> nn.Module:
 
 def through_torchrec(module: nn.Module) -> Serve:
     def serve(bags: KeyedJaggedTensor) -> Tensor:
-        with mock.patch.object(collection, "available", return_value=False):
+        with mock.patch.object(one_pass, "available", return_value=False):
             return module(bags).values()
 
     return serve

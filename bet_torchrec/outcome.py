@@ -35,6 +35,11 @@ class Outcome:
         return self.state == "ok"
 
     @classmethod
+    def untrained(cls, quality: float) -> Outcome:
+        """Of weights as they are, without a step."""
+        return cls(quality=quality, history=((0, quality),))
+
+    @classmethod
     def diverged(cls) -> Outcome:
         """Of a training that left the finite numbers."""
         return cls(quality=math.nan, state="diverged")

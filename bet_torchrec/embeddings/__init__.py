@@ -29,11 +29,11 @@ from .sequence.sharder import (  # noqa: E402
     ShardedBudgetedEmbeddingCollection,
 )
 from .sharding.constraints import sharding_constraints, with_dense_kernels  # noqa: E402
+from .sharding.reservation import IdMapReservation  # noqa: E402
 from .sharding.sharder import (  # noqa: E402
     BudgetedEmbeddingBagCollectionSharder,
     ShardedBudgetedEmbeddingBagCollection,
 )
-from .sharding.storage import IdMapReservation  # noqa: E402
 
 __all__ = [
     "Block",

@@ -11,7 +11,6 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import (
     EmbeddingBagCollection,
@@ -20,8 +19,7 @@ from torchrec.modules.embedding_modules import (
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from ..axes import Basis
-from ..errors import InvalidInputError, PlanError, ShardingError
+from ..errors import InvalidInputError, PlanError
 from ..planning.budget import FUSED_MULTIPLE
 from ..planning.plan import SizePlan
 from .bases import Bases, coordinate_plan
@@ -30,19 +28,14 @@ from .by_table import refuse_by_table, refuse_from_float, refuse_precisions
 from .layout import Block, Layout, RowOrder, blocks
 from .merge import Merger
 from .native.batch import batch_of
-from .parts import (
-    clear_padding,
-    full_tables,
-    load_full_tables,
-    refuse_full_tables,
-    table_weights,
-)
+from .parts import clear_padding, table_weights
 from .routing import Router, block_key
 from .table_configs import check_block_names, checked_tables, slots_of
 from .tracing import NotScriptable, as_leaf
+from .whole_tables import WholeTables, refuse_default_sharder, reset_parameters
 
 
-class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterface):
+class BudgetedEmbeddingBagCollection(NotScriptable, WholeTables, EmbeddingBagCollectionInterface):
     """Pooled lookups in tables whose rows have the sizes of a plan.
 
     Takes a KeyedJaggedTensor and returns a KeyedTensor with the original features' names, each its
@@ -208,76 +201,20 @@ class BudgetedEmbeddingBagCollection(NotScriptable, EmbeddingBagCollectionInterf
         return self._is_weighted
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ShardedModule):
-            raise ShardingError(
-                "TorchRec's default sharder took a BudgetedEmbeddingBagCollection apart, whose "
-                "tables would train with SGD at 0.01: give DistributedModelParallel and the "
-                "planner sharders=[*get_default_sharders(), "
-                "BudgetedEmbeddingBagCollectionSharder(fused_params=...)]"
-            )
+        refuse_default_sharder(value, "BudgetedEmbeddingBagCollection")
         super().__setattr__(name, value)
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *args: Any
-    ) -> None:
-        refuse_full_tables(state_dict, prefix, args[-1])
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from the full tables' ranges."""
-        # TorchRec's own does nothing if the module was made on "meta", wherever it is now.
-        for config in self.embedding_bag_collection.embedding_bag_configs():
-            weight = self.embedding_bag_collection.embedding_bags[config.name].weight
-            if not weight.is_meta:
-                config.init_fn(weight)
-        self.bases.reset_parameters()
-        clear_padding(self)
+        reset_parameters(self)
 
     def weight(self, block: Block) -> nn.Parameter:
         """The real table of a block, (rows, real_width)."""
         return self.embedding_bag_collection.embedding_bags[block.name].weight
 
-    @property
-    def id_map_bytes(self) -> int:
-        """Bytes of the id maps, which every rank has."""
-        return self.router.id_map_bytes
-
     def block_weights(self) -> dict[str, Tensor]:
         """{block name: its real table, (rows, real_width)}."""
         return table_weights(self.embedding_bag_collection, "embedding_bags")
-
-    def load_full_tables(
-        self,
-        tables: Mapping[str, Tensor],
-        *,
-        counts: Mapping[str, Any] | None = None,
-        bases: Mapping[str, Basis] | None = None,
-    ) -> BudgetedEmbeddingBagCollection:
-        """Fill each row with the first entries of its row in full tables; returns itself.
-
-        Args:
-            tables: {name: (rows, at least the widest size)} in id order; of a table with a basis
-                all of its embedding_dim columns, and the entries are coordinates.
-            counts: {name: one number a row, or RowCounts}: a table's basis becomes the principal
-                axes of its rows, weighted by these; all rows alike for tables that have none here.
-            bases: {name: axes} to take instead, as ``table_bases`` of another collection gives.
-
-        Raises:
-            InvalidInputError: other tables, other rows, or tables too narrow.
-        """
-        load_full_tables(self, tables, counts=counts, bases=bases)
-        return self
-
-    def table_bases(self) -> dict[str, Basis]:
-        """{table: its axes as they are now}, of the tables that have some."""
-        return self.bases.told()
-
-    def full_tables(self) -> dict[str, Tensor]:
-        """Copies {name: (rows, embedding_dim)} in id order, zeros beyond a row's size."""
-        return full_tables(self)
-
-    def extra_repr(self) -> str:
-        return f"plan={self.plan.fingerprint()}, layout={self.layout!r}"
 
 
 def _check_budget(

@@ -11,7 +11,7 @@ all of one size is read as it lies.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import InvalidInputError
 from ..evaluation.quantisation import fake_quantise_sized
+from ..planning.tables import TableSpec
 
 SPREAD_ROWS = 2  # a table of at most so many rows a looked-up id is read through as a whole
 _LAYOUT = ("begins", "sizes", "places")
@@ -81,6 +82,11 @@ class SizedEmbedding(nn.Module):
                 )
             for what, buffer in zip(_LAYOUT, layout, strict=True):
                 self.register_buffer(f"{what}_{_key(name)}", buffer, persistent=False)
+
+    @classmethod
+    def full(cls, tables: Sequence[TableSpec]) -> SizedEmbedding:
+        """All rows at their tables' full width."""
+        return cls({t.name: np.full(t.num_embeddings, t.embedding_dim, np.int32) for t in tables})
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from ..tasks.task import Task
 
 Precisions = Mapping[str, "ArrayLike | str"]
+
+
+class Sizes(Protocol):
+    """The part of a ``SizePlan`` that training needs."""
+
+    def sizes(self, table: str) -> NDArray[np.int32]:
+        """int32 (rows,), in id order."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -8,62 +8,38 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import InvalidInputError
 from ..outcome import Outcome
 from ..planning.counts import RowCounts
+from ..planning.sizers.workbench import Start
 from ..planning.sizers.workbench import Trained as TrainedLike
 from ..planning.tables import TableSpec
 from ..tasks.task import Task
 from .checkpoint import Checkpointer
-from .fit import DivergedError, fit
-from .kept import KeptModels, content
+from .continued import rounded, trained_on
+from .finals import Builds, drawn, final, full_model
+from .fit import fit
+from .full_model import FullModel, WarmStart
+from .kept import KeptModels
 from .optimizers import MakeOptimizer, adam
-from .probe import ProbeCheck
-from .recipes import default_recipe, rounding_epochs
-from .rounding import RoundedRows
+from .probe import ProbeCheck, foreseen, probed
+from .recipes import default_recipe
 from .settings import TrainSettings
 from .sized_embedding import SizedEmbedding
-from .trained import Precisions, Trained, as_served, precisions_of
+from .trained import Precisions, Sizes, Trained, as_served
 from .turned_embedding import TurnedEmbedding, planned_embedding
 
 if TYPE_CHECKING:
     from ..models.protocol import EmbeddingModule
-
-WarmStart = Literal["rotated", "prefix"]
-Form = Callable[[], "SizedEmbedding | TurnedEmbedding"]  # empty tables
-
-
-class Sizes(Protocol):
-    """The part of a ``SizePlan`` that is needed here."""
-
-    def sizes(self, table: str) -> NDArray[np.int32]:
-        """int32 (rows,), in id order."""
-        ...
-
-
-@runtime_checkable
-class Builds(Protocol):
-    """The part that is needed here of a ``Sized`` whose tables are of its own form."""
-
-    def build(self, seed: int) -> EmbeddingModule:
-        """Its tables, freshly drawn; an ``nn.Module`` too."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Of all that ``build`` depends on but the seed."""
-        ...
 
 
 class TrainingWorkbench:
@@ -138,9 +114,18 @@ class TrainingWorkbench:
         self.seed = seed
         self.device = torch.device(device)
         self.progress = progress
-        self._adopted: str | None = None  # a digest of the full model's weights
         folder = None if self.run_dir is None else self.run_dir / "models"
-        self._kept = KeptModels(folder, task.team)
+        self.kept = KeptModels(folder, task.team)
+        self.full_model = self._new_full_model()
+
+    def _new_full_model(self) -> FullModel:
+        return FullModel(
+            self.task,
+            partial(full_model, self),
+            warm_start=self.warm_start,
+            seed=self.seed,
+            device=self.device,
+        )
 
     @property
     def tables(self) -> tuple[TableSpec, ...]:
@@ -162,7 +147,7 @@ class TrainingWorkbench:
             "warm_start": self.warm_start,
             "probe_share": self.probe_share,
             "foresight": self.foresight,
-            "adopted": self._adopted,
+            "adopted": self.full_model.adopted,
             **{name: _asdict(getattr(self, name)) for name in settings},
         }
 
@@ -172,19 +157,7 @@ class TrainingWorkbench:
         Raises:
             DivergedError: its training did.
         """
-        return self._full
-
-    @cached_property
-    def _full(self) -> Trained:
-        sizes = {t.name: np.full(t.num_embeddings, t.embedding_dim, np.int32) for t in self.tables}
-        form = partial(SizedEmbedding, sizes)
-        trained = self._train_or_load("full", form, self.pretraining, self.seed, None)
-        if not trained.outcome.ok:
-            raise DivergedError(
-                f"the full model diverged after {trained.outcome.steps} steps: lower lr (now "
-                f"{self.pretraining.lr}) or init_std"
-            )
-        return trained
+        return self.full_model.trained
 
     def adopt(self, model: nn.Module, tables: Mapping[str, Tensor]) -> Trained:
         """Take a full model that was trained elsewhere; call it before anything needs the own one.
@@ -195,25 +168,13 @@ class TrainingWorkbench:
         Raises:
             InvalidInputError: tables of other names or shapes, or a full model is there already.
         """
-        if "_full" in self.__dict__:
-            raise InvalidInputError("adopt a full model before anything has asked for one")
-        sizes = {t.name: np.full(t.num_embeddings, t.embedding_dim, np.int32) for t in self.tables}
-        embedding = SizedEmbedding(sizes).to(self.device).load_prefix(tables)
-        quality = self.task.validate(model, embedding)
-        outcome = Outcome(quality=quality, history=((0, quality),))
-        digest = hashlib.sha256()
-        for weight in (*model.state_dict().values(), *embedding.state_dict().values()):
-            digest.update(weight.detach().cpu().numpy().tobytes())
-        self._adopted = digest.hexdigest()[:16]
-        self.__dict__["_full"] = Trained(
-            task=self.task, model=model, embedding=embedding, outcome=outcome
-        )
+        self.full_model.adopt(model, tables)
         return self.full()
 
     def build(self, plan: Sizes, *, seed: int | None = None) -> SizedEmbedding | TurnedEmbedding:
         """A plan's tables, freshly drawn with the training's init_std."""
-        form = partial(planned_embedding, plan, self.tables)
-        return self._drawn(form, self.training, self.seed if seed is None else seed)
+        seed = self.seed if seed is None else seed
+        return drawn(planned_embedding(plan, self.tables), self.training, seed).to(self.device)
 
     def at_rate(self, lr: float) -> TrainingWorkbench:
         """The same, full model and all, with another learning rate in full trainings."""
@@ -228,8 +189,7 @@ class TrainingWorkbench:
         """The same with a full model of another learning rate."""
         other = copy.copy(self)
         other.pretraining = dataclasses.replace(self.pretraining, lr=lr)
-        for made in ("_full", "_warm"):
-            other.__dict__.pop(made, None)
+        other.full_model = other._new_full_model()
         return other
 
     def fit(
@@ -263,10 +223,12 @@ class TrainingWorkbench:
             return self.task.validate(model, as_served(module, precisions), part=part)
 
         if self.task.team.size == 1 and not any(p.numel() for p in module.parameters()):
-            found = quality()
-            outcome = Outcome(quality=found, history=((0, found),))
+            outcome = Outcome.untrained(quality())
         else:
-            steps = settings.max_epochs * self.task.steps_per_epoch
+            if floor is not None and self.check is not None:
+                steps = settings.max_epochs * self.task.steps_per_epoch
+                check = partial(quality, "check")
+                on_step = self.check.on_step(on_step, steps=steps, floor=floor, quality=check)
             outcome = fit(
                 self.task,
                 model,
@@ -279,7 +241,7 @@ class TrainingWorkbench:
                 facts=facts,
                 extra_loss=extra_loss,
                 make_optimizer=groups or adam,
-                on_step=self._watch(on_step, steps, floor, lambda: quality("check")),
+                on_step=on_step,
                 progress=self.progress,
             )
         return Trained(
@@ -295,12 +257,8 @@ class TrainingWorkbench:
         self, plan: Sizes, *, epochs: int | None = None, floor: float | None = None
     ) -> Outcome:
         """What ``fine_tuned`` comes to, or with ``foresight`` what it would."""
-        outcome = self.fine_tuned(plan, epochs=epochs, floor=floor).outcome
-        if not (self.foresight and outcome.ok and len(outcome.history) > 1):
-            return outcome
-        (_, half), (_, end) = outcome.history
-        foreseen = outcome.quality + self.foresight * max(end - half, 0.0)
-        return dataclasses.replace(outcome, quality=foreseen)
+        trained = self.fine_tuned(plan, epochs=epochs, floor=floor)
+        return foreseen(trained.outcome, self.foresight)
 
     def fine_tuned(
         self, plan: Sizes, *, epochs: int | None = None, floor: float | None = None
@@ -311,31 +269,7 @@ class TrainingWorkbench:
         floor: with a ``check``, a probe that looks hopeless against it ends as "pruned".
         """
         epochs = self.probe_epochs() if epochs is None else epochs
-        warm, embedding, precisions = self._cut(plan)
-        if epochs == 0:
-            found = self.task.validate(warm.model, as_served(embedding, precisions))
-            outcome = Outcome(quality=found, history=((0, found),))
-            model = self.task.new_model(self.seed)
-            model.load_state_dict(warm.model.state_dict())
-            return Trained(
-                task=self.task,
-                model=model,
-                embedding=embedding,
-                outcome=outcome,
-                precisions=precisions,
-            )
-        settings = dataclasses.replace(self.fine_tuning, max_epochs=epochs)
-        if self.foresight:
-            half = max(1, math.ceil(epochs * self.task.steps_per_epoch / 2))
-            settings = dataclasses.replace(settings, validate_every=half, patience=2)
-        return self.fit(
-            embedding,
-            settings=settings,
-            warm=warm,
-            seed=self.seed + 1,
-            floor=floor,
-            precisions=precisions,
-        )
+        return probed(self, plan, epochs=epochs, floor=floor)
 
     def rounded(self, trained: Trained, settings: TrainSettings | None = None) -> Trained:
         """A sized model trained on with its rows read as its precisions round them, in place.
@@ -343,22 +277,7 @@ class TrainingWorkbench:
         settings: ``rounding`` unless given, or ``rounding_epochs`` of ``training``. What was there
         stays where validation likes it better.
         """
-        if trained.precisions is None or not trained.outcome.ok:
-            return trained
-        settings = settings or self._rounding_epochs()
-        embedding: SizedEmbedding | TurnedEmbedding = trained.embedding
-        kept = {name: value.clone() for name, value in embedding.state_dict().items()}
-        module: RoundedRows | TurnedEmbedding
-        if isinstance(embedding, TurnedEmbedding):
-            rows: Any = embedding.inner
-            module = embedding.around(RoundedRows(rows, trained.precisions)).to(self.device)
-        else:
-            module = RoundedRows(embedding, trained.precisions).to(self.device)
-        found = self.fit(module, settings=settings, warm=trained, seed=self.seed + 1)
-        if found.outcome.ok and found.quality > trained.quality:
-            return dataclasses.replace(trained, model=found.model, outcome=found.outcome)
-        embedding.load_state_dict(kept)
-        return trained
+        return rounded(self, trained, settings)
 
     def trained_on(
         self, embedding: EmbeddingModule, warm: Trained, *, seed: int | None = None
@@ -368,34 +287,16 @@ class TrainingWorkbench:
         By ``rounding``, or ``rounding_epochs`` of that model; both are as they came where
         validation likes that better.
         """
-        seed = self.seed if seed is None else seed
-        module: Any = embedding
-        before = self.task.validate(warm.model, module)
-        kept = {name: value.clone() for name, value in module.state_dict().items()}
-        settings = self._rounding_epochs(warm.outcome.epochs)
-        found = self.fit(module, settings=settings, warm=warm, seed=seed + 1)
-        if found.outcome.ok and found.quality > before:
-            return found
-        module.load_state_dict(kept)
-        outcome = dataclasses.replace(found.outcome, state="ok", quality=before, best_step=0)
-        return dataclasses.replace(found, model=warm.model, outcome=outcome)
+        return trained_on(self, embedding, warm, seed=self.seed if seed is None else seed)
 
     def train(
-        self,
-        plan: Sizes | Builds,
-        *,
-        seed: int | None = None,
-        start: Literal["scratch", "full"] = "scratch",
+        self, plan: Sizes | Builds, *, seed: int | None = None, start: Start = "scratch"
     ) -> Outcome:
         """What ``train_model`` comes to."""
         return self.train_model(plan, seed=seed, start=start).outcome
 
     def train_model(
-        self,
-        plan: Sizes | Builds,
-        *,
-        seed: int | None = None,
-        start: Literal["scratch", "full"] | None = None,
+        self, plan: Sizes | Builds, *, seed: int | None = None, start: Start | None = None
     ) -> Trained:
         """A plan's model, trained to convergence; in fp32 where it builds tables of its own.
 
@@ -405,165 +306,7 @@ class TrainingWorkbench:
         """
         if start is None:
             start = getattr(plan, "metadata", {}).get("start", "scratch")
-        if start not in ("scratch", "full"):
-            raise InvalidInputError(f"start should be 'scratch' or 'full', got {start!r}")
-        seed = self.seed if seed is None else seed
-        if isinstance(plan, Builds):
-            return self._train_built(plan, seed, warm=start == "full")
-        sizes = {table.name: plan.sizes(table.name) for table in self.tables}
-        precisions = precisions_of(plan)
-        based = {t.name: str(t.basis) for t in getattr(plan, "tables", ()) if t.axes}
-        what = content(sizes, precisions) + (content(based, None) if based else "")
-        form = partial(planned_embedding, plan, self.tables)
-        if start == "scratch":
-            return self._train_or_load(what, form, self.training, seed, precisions)
-        return self._train_or_load(what, form, self.continuing, seed, precisions, plan=plan)
-
-    def _cut(
-        self, plan: Sizes
-    ) -> tuple[Trained, SizedEmbedding | TurnedEmbedding, Precisions | None]:
-        """The full model, turned where that is asked for, and a plan's tables cut from its rows."""
-        warm, tables = self._warm
-        embedding = planned_embedding(plan, self.tables).to(self.device)
-        if isinstance(embedding, TurnedEmbedding):
-            embedding.load_prefix(tables, self.task.counts())
-            with torch.no_grad():  # as of the tables: other hardware's axes may have other signs
-                self.task.team.share(list(embedding.state_dict().values()))
-        else:
-            embedding.load_prefix(tables)
-        return warm, embedding, precisions_of(plan)
-
-    @cached_property
-    def _warm(self) -> tuple[Trained, dict[str, Tensor]]:
-        """The model and full tables that every probe starts from."""
-        full = self.full()
-        tables, model = full.full_tables(), self.task.new_model(self.seed)
-        model.load_state_dict(full.model.state_dict())
-        if self.warm_start == "rotated" and hasattr(model, "rotate"):
-            tables = model.rotate(tables)  # type: ignore[operator]
-        self._alike(model, tables)
-        return dataclasses.replace(full, model=model), tables
-
-    def _alike(self, model: nn.Module, tables: Mapping[str, Tensor]) -> None:
-        # The first rank's, for all: what other hardware computed may differ in its signs.
-        with torch.no_grad():
-            self.task.team.share([*tables.values(), *model.state_dict().values()])
-
-    def _drawn(
-        self, form: Form, settings: TrainSettings, seed: int
-    ) -> SizedEmbedding | TurnedEmbedding:
-        generator = torch.Generator().manual_seed(seed)
-        return form().draw(settings.init_std, generator).to(self.device)
-
-    def _watch(
-        self,
-        on_step: Callable[[int], None] | None,
-        steps: int,
-        floor: float | None,
-        quality: Callable[[], float],
-    ) -> Callable[[int], None] | None:
-        if floor is None or self.check is None:
-            return on_step
-        check = self.check.on_step(steps=steps, floor=floor, quality=quality)
-
-        def both(step: int) -> None:
-            check(step)
-            if on_step is not None:
-                on_step(step)
-
-        return both
-
-    def _train_or_load(
-        self,
-        what: str,
-        form: Form,
-        settings: TrainSettings,
-        seed: int,
-        precisions: Precisions | None,
-        plan: Sizes | None = None,
-    ) -> Trained:
-        """form: empty tables. plan: of rows to be cut from the full model; None draws them."""
-        start: dict[str, Any] = {}
-        if plan is not None:
-            start = {"start": "full", "from": self._full_facts()}
-        rounding = None if precisions is None else self.rounding
-        if rounding is not None:
-            start["rounding"] = dataclasses.asdict(rounding)
-        facts = {**self._facts(what, settings, seed), **start}
-
-        def load(path: Path) -> Trained:
-            model = self.task.new_model(seed)
-            embedding = form().to(self.device)
-            return Trained.load(
-                path, self.task, model, embedding, precisions=precisions, facts=facts
-            )
-
-        def train(*, checkpoint: Checkpointer | None, log: Path | None) -> Trained:
-            warm, embedding = None, self._drawn(form, settings, seed) if plan is None else None
-            if plan is not None:
-                warm, embedding, _ = self._cut(plan)
-            assert embedding is not None
-            trained = self.fit(
-                embedding,
-                settings=settings,
-                warm=warm,
-                seed=seed,
-                precisions=precisions,
-                checkpoint=checkpoint,
-                log=log,
-                facts={"what": what, **start},
-            )
-            return trained if rounding is None else self.rounded(trained, rounding)
-
-        return self._kept.get(facts, load, train)
-
-    def _train_built(self, plan: Builds, seed: int, *, warm: bool) -> Trained:
-        settings = self.continuing if warm else self.training
-        start: dict[str, Any] = {"start": "full", "from": self._full_facts()} if warm else {}
-        continues = warm and getattr(plan, "continues", False)
-        if continues:
-            settings = self._rounding_epochs(self.full().outcome.epochs)
-            start["continues"] = True
-        what = f"built-{plan.fingerprint()}"
-        facts = {**self._facts(what, settings, seed), **start}
-
-        def built() -> Any:
-            module: Any = plan.build(seed)
-            return module.to(self.device)
-
-        def load(path: Path) -> Trained:
-            return Trained.load(path, self.task, self.task.new_model(seed), built(), facts=facts)
-
-        def train(*, checkpoint: Checkpointer | None, log: Path | None) -> Trained:
-            if continues:
-                return self.trained_on(built(), self.full(), seed=seed)
-            return self.fit(
-                built(),
-                settings=settings,
-                warm=self.full() if warm else None,
-                seed=seed,
-                checkpoint=checkpoint,
-                log=log,
-                facts={"what": what, **start},
-            )
-
-        return self._kept.get(facts, load, train)
-
-    def _rounding_epochs(self, trained: float = 0.0) -> TrainSettings:
-        steps = self.task.steps_per_epoch
-        return self.rounding or rounding_epochs(self.training, steps, trained=trained)
-
-    def _full_facts(self) -> dict[str, Any]:
-        facts = self._facts("full", self.pretraining, self.seed)
-        return {**facts, "warm_start": self.warm_start, "adopted": self._adopted}
-
-    def _facts(self, what: str, settings: TrainSettings, seed: int) -> dict[str, Any]:
-        return {
-            "what": what,
-            "task": dict(self.task.identity()),
-            "settings": dataclasses.asdict(settings),
-            "seed": seed,
-        }
+        return final(self, plan, seed=self.seed if seed is None else seed, start=start)
 
 
 def _asdict(value: Any) -> Any:

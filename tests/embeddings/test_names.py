@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from masked_cases import LAYOUTS, assert_alike, bags, config, masked, plan_of, values_of
@@ -9,15 +12,18 @@ from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.types import ParameterConstraints
 
+import bet_torchrec
 from bet_torchrec.embeddings import (
     BudgetedEmbeddingBagCollection,
     BudgetedEmbeddingBagCollectionSharder,
+    IdMapReservation,
     sharding_constraints,
     with_dense_kernels,
 )
-from bet_torchrec.errors import InvalidInputError
+from bet_torchrec.errors import InvalidInputError, ShardingError
 
 
 def alike(tables, sizes, kjt, layout="bucketed", row_order="ranked", **options):
@@ -162,3 +168,43 @@ def test_constraints_by_a_table_s_name_reach_all_of_its_blocks():
     assert {found[name].sharding_type for name in ("two/w8", "two/w4")} == {"column_wise"}
     with pytest.raises(InvalidInputError, match="tables one, two, got three"):
         sharding_constraints(model.ours, constraints={"three": ParameterConstraints()})
+
+
+BY_TABLE = {"two": ParameterConstraints(sharding_types=["column_wise"])}
+
+
+def test_constraints_by_a_table_s_name_straight_to_torchrec_s_planner_are_refused():
+    """Where the planner is told of id maps: that is where it hands us its constraints."""
+    model = Both()
+    with pytest.raises(ShardingError, match="'two' would be ignored: its blocks two/w8, two/w4"):
+        planned(model, constraints=BY_TABLE, storage_reservation=IdMapReservation())
+    reaching = sharding_constraints(model.ours, constraints=BY_TABLE, world_size=2)
+    of_one = {"one": BY_TABLE["two"]}  # which keeps its own name
+    for constraints, names in [
+        (reaching, ["two/w8", "two/w4"]),
+        (reaching | BY_TABLE, ["two/w8", "two/w4"]),
+        (of_one, ["one"]),
+    ]:
+        plan = planned(model, constraints=constraints, storage_reservation=IdMapReservation())
+        assert {plan.plan["ours"][name].sharding_type for name in names} == {"column_wise"}
+
+
+def test_torchrec_hands_its_planner_s_constraints_to_nothing_else_of_ours():
+    """Why they are ignored without it: no call from TorchRec has them, and no plan a trace."""
+    home, called, given = str(Path(bet_torchrec.__file__).parent), set(), []
+
+    def note(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(home):
+            called.add(frame.f_code.co_name)
+            given.extend(frame.f_locals.values())
+
+    model = Both()
+    sys.setprofile(note)
+    try:
+        ignoring = planned(model, constraints=BY_TABLE)
+    finally:
+        sys.setprofile(None)
+    assert {"shardable_parameters", "sharding_types"} <= called
+    assert not [x for x in given if x is BY_TABLE or x is BY_TABLE["two"]]
+    assert not [x for x in given if isinstance(x, (EmbeddingShardingPlanner, EmbeddingEnumerator))]
+    assert ignoring.plan == planned(model).plan

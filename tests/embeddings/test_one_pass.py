@@ -15,9 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchrec import KeyedJaggedTensor
 
 from bet_torchrec import SizePlan
-from bet_torchrec.embeddings import IdRangeError, quantize
+from bet_torchrec.embeddings import (
+    IdRangeError,
+    QuantizedBudgetedEmbeddingBagCollection,
+    quantize,
+)
 from bet_torchrec.embeddings.native import build
-from bet_torchrec.embeddings.quantization import collection
+from bet_torchrec.embeddings.quantization import one_pass
 from bet_torchrec.errors import InvalidInputError
 from bet_torchrec.planning.plan import Bucket, TablePlan
 
@@ -44,7 +48,7 @@ def bags(
 def through_torchrec(module, features: KeyedJaggedTensor, monkeypatch) -> torch.Tensor:
     """What the module serves without our kernel."""
     with monkeypatch.context() as patched:
-        patched.setattr(collection, "available", lambda: False)
+        patched.setattr(one_pass, "available", lambda: False)
         return module(features).values()
 
 
@@ -190,7 +194,7 @@ def test_rows_that_are_loaded_are_served(precision, monkeypatch):
     plan = make_plan(inference(precision))
     source, wanted = quantize(trained(plan)), quantize(trained(plan))(bags()).values()
     for assign in (False, True):
-        served = collection.QuantizedBudgetedEmbeddingBagCollection(TABLES, plan)
+        served = QuantizedBudgetedEmbeddingBagCollection(TABLES, plan)
         assert not served(bags()).values().any()
         served.load_state_dict(source.state_dict(), assign=assign)
         assert torch.equal(served(bags()).values(), wanted)

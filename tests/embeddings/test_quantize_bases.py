@@ -81,7 +81,7 @@ def test_rows_and_bytes(precision, alignment, monkeypatch):
     assert not list(served.parameters())
     # Bags are sums (a) and means (b) of these rows, by our kernel and by TorchRec's.
     one_pass = served(batch())
-    monkeypatch.setattr("bet_torchrec.embeddings.quantization.collection.available", lambda: False)
+    monkeypatch.setattr("bet_torchrec.embeddings.quantization.one_pass.available", lambda: False)
     assert_alike(served(batch()), one_pass)
     for key, out in one_pass.to_dict().items():
         jagged, name = batch()[key], FEATURES[key]

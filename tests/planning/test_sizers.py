@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from planning_strategies import BASES, WIDTHS, byte_budgets, row_counts, table_lists
 
-from bet_torchrec.errors import InfeasibleBudgetError
+from bet_torchrec.errors import InfeasibleBudgetError, MissingEvaluationError
 from bet_torchrec.planning.budget import Budget
 from bet_torchrec.planning.counts import RowCounts
 from bet_torchrec.planning.plan import SizePlan
@@ -125,6 +125,12 @@ def solve(name, problem):
         }
         problem = replace(problem, workbench=FittingWorkbench(targets, steps=2))
     return QUICK[name](problem)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_those_that_train_say_that_they_need_a_workbench(name):
+    with pytest.raises(MissingEvaluationError, match="should be given workbench="):
+        QUICK[name](make_problem(BUDGETS["parameters"]))
 
 
 def check(plan, problem):

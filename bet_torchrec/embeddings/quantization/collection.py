@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from ...axes import Basis
 from ...errors import InvalidInputError
 from ...planning.plan import SizePlan
-from ...serving.files import open_tables
 from ..bases import coordinate_plan
 from ..layout import Block, Layout, RowOrder
 from ..module import BudgetedEmbeddingBagCollection
-from ..native.batch import batch_of
-from ..native.build import available
-from ..native.calls import IdFault
-from ..native.tables import laid
 from ..tracing import NotScriptable, as_leaf
-from .export import export_tables, packed_table, saved_plan
+from .export import export_tables, packed_table
+from .one_pass import OnePass
 from .packing import CUDA_ALIGNMENT, DATA_TYPES, stored_width
-from .saved import check_pooling, from_header, put_saved_rows, saved_precisions
+from .saved import load_saved
 
 
 class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
@@ -113,18 +110,12 @@ class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
             row_alignment=self.alignment,
         )
         self._is_weighted = is_weighted
-        laid_out = _flat(self.blocks)
-        rows = {block.name: self.packed_rows(block) for block in laid_out}
-        self._laid = laid(
-            self.router.slots,
+        self._one_pass = OnePass(
+            self.router,
             {table.name: coordinate_plan(plan[table.name]) for table in self.tables},
             self.blocks,
-            {name: own.stride(0) for name, own in rows.items()},
-            {block.name: block.precision for block in laid_out},
-            self.router.map_starts,
+            {b.name: self.packed_rows(b) for own in self.blocks.values() for b in own},
         )
-        at = [own.storage_offset() for own in rows.values()]
-        self._starts = torch.tensor(at, dtype=torch.int64, device="cpu")
         self.register_load_state_dict_post_hook(_tie)
 
     def _stored_width(self, block: Block) -> int:
@@ -134,71 +125,21 @@ class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
         """Look up and pool; see the class."""
         if isinstance(features, Proxy):
             return as_leaf(self, features)
-        if self._in_one_pass(features):
-            return self.bases.output(self.merger.output(self._lookup(features)))
+        inner, width = self.embedding_bag_collection, self.merger.width
+        if self._one_pass.takes(inner, features):
+            columns = self._one_pass(inner, features, width, weighted=self._is_weighted)
+            return self.bases.output(self.merger.output(columns))
         features = self.router.select(features)
         routed = self.router(features)
         if not self.router.keys:
-            shape = (features.stride(), self.merger.width)
-            nothing = self.merger.output(torch.zeros(shape, device=features.device()))
-            return self.bases.output(nothing)
-        pooled = self._cut(self.embedding_bag_collection(routed))
+            nothing = torch.zeros(features.stride(), width, device=features.device())
+            return self.bases.output(self.merger.output(nothing))
+        pooled = self._cut(inner(routed))
         return self.bases.output(self.merger(pooled, self.router.scale(features)))
-
-    def _in_one_pass(self, features: KeyedJaggedTensor) -> bool:
-        """By our own kernel; TorchRec's serve on other devices, once sharded, or without one."""
-        return (
-            features.device().type == "cpu"
-            and type(self.embedding_bag_collection) is QuantEmbeddingBagCollection
-            and available()
-        )
-
-    def _lookup(self, features: KeyedJaggedTensor) -> Tensor:
-        order = self.router.order(features)
-        try:
-            return torch.ops.bet_torchrec.serve(
-                self._memory(),
-                self._starts,
-                order,
-                self.merger.width,
-                *batch_of(features, weighted=self._is_weighted),
-                self._laid.slots,
-                self._laid.tables,
-                self._laid.blocks,
-                self.router.map,
-            )
-        except IdFault:
-            self.router.report(self.router.select(features))
-            raise
-
-    def _memory(self) -> Tensor:
-        """uint8, all blocks' rows: what TorchRec's kernel reads, one at most, as all are summed."""
-        kernels = self.embedding_bag_collection._emb_modules
-        if not kernels:
-            return torch.empty(0, dtype=torch.uint8, device=self.device)
-        return kernels[0].weights_host if kernels[0].host_size else kernels[0].weights_dev
-
-    def _tie(self) -> None:
-        """Make the blocks' tensors views of that memory again, with what they hold.
-
-        Tensors that are assigned or unpickled have memory of their own, which nobody would read.
-        """
-        if type(self.embedding_bag_collection) is not QuantEmbeddingBagCollection:
-            return
-        memory = self._memory()
-        for start, block in zip(self._starts.tolist(), _flat(self.blocks), strict=True):
-            holder = self.embedding_bag_collection.embedding_bags[block.name]
-            rows = holder.weight.view(torch.uint8)
-            own = memory[start : start + rows.numel()].view(rows.shape)
-            if rows.data_ptr() != own.data_ptr():
-                own.copy_(rows)
-                holder.weight = (
-                    own if holder.weight.dtype == torch.uint8 else type(holder.weight)(own)
-                )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._tie()
+        _tie(self)
 
     def _cut(self, pooled: KeyedTensor) -> KeyedTensor:
         """Without the columns that only fill up rows. Sharding reorders keys."""
@@ -278,23 +219,8 @@ class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
             TableFileError: corrupted, foreign, or written by a newer version.
             FileNotFoundError: no such file.
         """
-        file = open_tables(Path(path))
-        check_pooling(file, path, pooled=True)
-        plan = saved_plan(file, str(path))
-        tables = file.header["tables"]
-        with from_header(path):
-            module = cls(
-                [_config(table) for table in tables],
-                plan,
-                layout=file.header["layout"],
-                row_order=file.header["row_order"],
-                is_weighted=file.header["is_weighted"],
-                precisions=saved_precisions(file),
-                alignment=file.header["alignment"] if alignment is None else alignment,
-                device=device,
-            )
-        put_saved_rows(file, module)
-        return module.eval()
+        make = partial(cls, device=device)
+        return load_saved(path, make, EmbeddingBagConfig, alignment=alignment)
 
     def put_rows(self, block: Block, start: int, rows: Tensor) -> None:
         """Write packed rows, uint8 (n, ``row_bytes``), from row ``start`` of a block on."""
@@ -316,12 +242,8 @@ class QuantizedBudgetedEmbeddingBagCollection(NotScriptable, nn.Module):
         return f"plan={self.plan.fingerprint()}, layout={self.layout!r}, alignment={self.alignment}"
 
 
-def _tie(module: QuantizedBudgetedEmbeddingBagCollection, _: Any) -> None:
-    module._tie()
-
-
-def _flat(blocks: Mapping[str, Sequence[Block]]) -> list[Block]:
-    return [block for own in blocks.values() for block in own]
+def _tie(module: QuantizedBudgetedEmbeddingBagCollection, *_: Any) -> None:
+    module._one_pass.tie(module.embedding_bag_collection)
 
 
 def _alignment(plan: SizePlan, wanted: int | None, device: torch.device) -> int:
@@ -338,13 +260,3 @@ def _alignment(plan: SizePlan, wanted: int | None, device: torch.device) -> int:
             f"alignment={CUDA_ALIGNMENT}, which takes more bytes than the plan says"
         )
     return wanted
-
-
-def _config(table: Mapping[str, Any]) -> EmbeddingBagConfig:
-    return EmbeddingBagConfig(
-        name=table["name"],
-        num_embeddings=table["rows"],
-        embedding_dim=table["embedding_dim"],
-        feature_names=table["feature_names"],
-        pooling=PoolingType(table["pooling"]),
-    )

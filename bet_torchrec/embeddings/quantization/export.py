@@ -15,18 +15,16 @@ from torch import Tensor
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig, EmbeddingBagConfig
 
 from ...axes import Basis
-from ...errors import InvalidInputError, PlanError, PlanFileError
+from ...errors import InvalidInputError
 from ...files.tensors import Entry, write_file
 from ...planning.plan import SizePlan
 from ...serving import files
 from ...serving.packed import PackedBlock, PackedTable
 from ..layout import Block, Layout, RowOrder
-from ..layout import blocks as blocks_of
 from ..module import BudgetedEmbeddingBagCollection
-from ..routing import rank_of_id
 from ..sequence.module import BudgetedEmbeddingCollection
 from .packing import row_bytes
-from .saved import UNPOOLED
+from .saved import UNPOOLED, id_map
 
 Trained: TypeAlias = BudgetedEmbeddingBagCollection | BudgetedEmbeddingCollection
 
@@ -130,7 +128,7 @@ def packed_table(module: Trained | ServingCollection, name: str) -> PackedTable:
     )
     basis = module.table_bases().get(name)
     axes = None if basis is None else basis.axes.numpy()
-    return PackedTable(name, plan.rows, plan.embedding_dim, blocks, _id_map(plan.order), axes)
+    return PackedTable(name, plan.rows, plan.embedding_dim, blocks, id_map(plan.order), axes)
 
 
 def _rows(module: Trained | ServingCollection, block: Block) -> tuple[str, NDArray[np.uint8]]:
@@ -152,11 +150,6 @@ def _rows(module: Trained | ServingCollection, block: Block) -> tuple[str, NDArr
         )
     packed = module.packed_rows(block)[:, : row_bytes(block.width, block.precision)]
     return block.precision, packed.cpu().numpy()
-
-
-def _id_map(order: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
-    """The rank of each id, from the id of each rank; and the other way round."""
-    return None if order is None else rank_of_id(order)
 
 
 def _whole(name: str, dtype: str, array: NDArray[Any]) -> Entry:
@@ -193,30 +186,3 @@ def _without_orders(module: Trained | ServingCollection) -> SizePlan:
         for part in module.plan.tables
     )
     return dataclasses.replace(module.plan, tables=tuple(parts))
-
-
-def saved_plan(file: files.TableFile, source: str) -> SizePlan:
-    """The plan of an exported file, with its orders again; TableFileError unless all of it fits."""
-    try:
-        stored = SizePlan.from_bytes(file.arrays["plan"].tobytes(), source=f"the plan in {source}")
-        orders = {name: _id_map(table.id_map) for name, table in file.tables.items()}
-        parts = (
-            dataclasses.replace(part, order=orders.get(part.name, part.order))
-            for part in stored.tables
-        )
-        plan = dataclasses.replace(stored, tables=tuple(parts))
-        for name, table in file.tables.items():
-            told = [(b.name, b.first_rank, b.rows, b.first_column, b.width) for b in table.blocks]
-            own = blocks_of(plan[name], file.header["layout"], file.header["row_order"])
-            if plan[name].axes != (0 if table.axes is None else len(table.axes)):
-                raise files.TableFileError(f"{source}: table {name!r} has not its plan's axes")
-            if told != [(b.name, b.first_rank, b.rows, b.first_column, b.width) for b in own]:
-                raise files.TableFileError(f"{source}: table {name!r} is not laid out as its plan")
-    except (PlanFileError, PlanError, InvalidInputError, KeyError) as error:
-        raise files.TableFileError(
-            f"{source} should hold tables saved by export_tables or save, but {error}; the file is "
-            "damaged or something else: save it again"
-        ) from error
-    if plan.fingerprint() != file.header["plan"]:
-        raise files.TableFileError(f"{source}: its plan and its id maps do not fit together")
-    return plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torchrec.distributed.types import ShardedModule
 from torchrec.modules.embedding_configs import (
     BaseEmbeddingConfig,
     EmbeddingBagConfig,
@@ -22,26 +21,20 @@ from torchrec.modules.embedding_modules import EmbeddingCollection, EmbeddingCol
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
-from ...axes import Basis
-from ...errors import IdRangeError, InvalidInputError, ShardingError
+from ...errors import IdRangeError, InvalidInputError
 from ...planning.plan import SizePlan
 from ..batches import check_shapes
 from ..by_table import refuse_by_table, refuse_from_float
 from ..layout import Block, Layout, RowOrder
 from ..module import BudgetedEmbeddingBagCollection
 from ..native.pooling import by_kernel
-from ..parts import (
-    clear_padding,
-    full_tables,
-    load_full_tables,
-    refuse_full_tables,
-    table_weights,
-)
+from ..parts import clear_padding, table_weights
 from ..tracing import NotScriptable, as_leaf
+from ..whole_tables import WholeTables, refuse_default_sharder, reset_parameters
 from .strips import StripRouter
 
 
-class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
+class BudgetedEmbeddingCollection(NotScriptable, WholeTables, EmbeddingCollectionInterface):
     """Unpooled lookups in tables whose rows have the sizes of a plan.
 
     Takes a KeyedJaggedTensor and returns {feature: JaggedTensor}, a row for each id, all of them
@@ -64,6 +57,8 @@ class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
 
     On a call: IdRangeError for an id out of range; InvalidInputError for a missing feature.
     """
+
+    plain_state = "embeddings"
 
     def __init__(
         self,
@@ -141,20 +136,7 @@ class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew from the full tables' ranges."""
-        collection: Any
-        for collection in self.embedding_collections.values():
-            for config in collection.embedding_configs():
-                weight = collection.embeddings[config.name].weight
-                if not weight.is_meta:
-                    config.init_fn(weight)
-        self.bases.reset_parameters()
-        clear_padding(self)
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *args: Any
-    ) -> None:
-        refuse_full_tables(state_dict, prefix, args[-1], "embeddings")
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
+        reset_parameters(self)
 
     @property
     def embeddings(self) -> nn.ModuleDict:
@@ -164,11 +146,6 @@ class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
             "by full_tables() and load_full_tables(), a real one by weight(block); a wrapper that "
             "shards or quantises what it holds (managed collisions) needs TorchRec's own collection"
         )
-
-    @property
-    def id_map_bytes(self) -> int:
-        """Bytes of the id maps, which every rank has."""
-        return self.router.router.id_map_bytes
 
     def block_weights(self) -> dict[str, Tensor]:
         """{block name: its real table, (rows, real_width)}."""
@@ -181,46 +158,12 @@ class BudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInterface):
         weight: nn.Parameter = collection.embeddings[block.name].weight
         return weight
 
-    def load_full_tables(
-        self,
-        tables: Mapping[str, Tensor],
-        *,
-        counts: Mapping[str, Any] | None = None,
-        bases: Mapping[str, Basis] | None = None,
-    ) -> BudgetedEmbeddingCollection:
-        """Fill each row with the first entries of its row in full tables; returns itself.
-
-        tables, counts, bases: as for ``BudgetedEmbeddingBagCollection.load_full_tables``.
-
-        Raises:
-            InvalidInputError: other tables, other rows, or tables too narrow.
-        """
-        load_full_tables(self, tables, counts=counts, bases=bases)
-        return self
-
-    def table_bases(self) -> dict[str, Basis]:
-        """{table: its axes as they are now}, of the tables that have some."""
-        return self.bases.told()
-
-    def full_tables(self) -> dict[str, Tensor]:
-        """Copies {name: (rows, embedding_dim)} in id order, zeros beyond a row's size."""
-        return full_tables(self)
-
-    def extra_repr(self) -> str:
-        return f"plan={self.plan.fingerprint()}, layout={self.layout!r}"
-
 
 class _Strips(nn.ModuleDict):
     """{strip: its collection}, which TorchRec's default sharder must not take."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ShardedModule):
-            raise ShardingError(
-                "TorchRec's default sharder took a BudgetedEmbeddingCollection apart, whose tables "
-                "would train with SGD at 0.01: give DistributedModelParallel and the planner "
-                "sharders=[*get_default_sharders(), "
-                "BudgetedEmbeddingCollectionSharder(fused_params=...)]"
-            )
+        refuse_default_sharder(value, "BudgetedEmbeddingCollection")
         super().__setattr__(name, value)
 
 

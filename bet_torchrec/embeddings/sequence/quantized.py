@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,10 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from ...axes import Basis
 from ...planning.plan import SizePlan
-from ...serving.files import open_tables
 from ..layout import Block, Layout, RowOrder
 from ..quantization.collection import QuantizedBudgetedEmbeddingBagCollection
-from ..quantization.export import export_tables, saved_plan
-from ..quantization.saved import (
-    check_pooling,
-    from_header,
-    put_saved_rows,
-    saved_precisions,
-)
+from ..quantization.export import export_tables
+from ..quantization.saved import load_saved
 from ..tracing import NotScriptable, as_leaf
 from .bags import bags_of, named
 from .module import planned_tables
@@ -177,29 +172,8 @@ class QuantizedBudgetedEmbeddingCollection(NotScriptable, EmbeddingCollectionInt
             TableFileError: corrupted, foreign, of pooled tables, or written by a newer version.
             FileNotFoundError: no such file.
         """
-        file = open_tables(Path(path))
-        check_pooling(file, path, pooled=False)
-        with from_header(path):
-            module = cls(
-                [
-                    EmbeddingConfig(
-                        name=table["name"],
-                        num_embeddings=table["rows"],
-                        embedding_dim=table["embedding_dim"],
-                        feature_names=table["feature_names"],
-                    )
-                    for table in file.header["tables"]
-                ],
-                saved_plan(file, str(path)),
-                layout=file.header["layout"],
-                row_order=file.header["row_order"],
-                need_indices=need_indices,
-                precisions=saved_precisions(file),
-                alignment=file.header["alignment"] if alignment is None else alignment,
-                device=device,
-            )
-        put_saved_rows(file, module)
-        return module.eval()
+        make = partial(cls, need_indices=need_indices, device=device)
+        return load_saved(path, make, EmbeddingConfig, alignment=alignment)
 
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrec.distributed.embedding import (
@@ -21,7 +20,6 @@ from torchrec.distributed.embedding import (
 )
 from torchrec.distributed.embedding_sharding import KJTListSplitsAwaitable
 from torchrec.distributed.embedding_types import (
-    BaseEmbeddingSharder,
     KJTList,
     ShardedEmbeddingModule,
 )
@@ -30,21 +28,15 @@ from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     LazyAwaitable,
     ParameterSharding,
-    QuantizedCommCodecs,
     ShardingEnv,
-    ShardingType,
 )
 from torchrec.distributed.utils import append_prefix
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
-from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
 from ..bases import Bases
-from ..batches import check_shapes, check_values
-from ..parts import clear_padding, refuse_full_tables
-from ..sharding.checks import check_sharding
-from ..sharding.storage import told_weight
-from ..sharding.whole_tables import WholeTables
+from ..parts import clear_padding
+from ..sharding.collections import CollectionSharder, ShardedTables
 from .dense import mend_dense_tables
 from .module import BudgetedEmbeddingCollection, block_weights
 from .strips import Routed, StripRouter
@@ -66,10 +58,12 @@ class SequenceContext(EmbeddingCollectionContext):
 
 
 class ShardedBudgetedEmbeddingCollection(
-    WholeTables,
+    ShardedTables,
     ShardedEmbeddingModule[KJTList, list[Tensor], dict[str, JaggedTensor], SequenceContext],
 ):
     """Made by ``BudgetedEmbeddingCollectionSharder``; same input and output as unsharded."""
+
+    plain_state = "embeddings"
 
     def __init__(
         self,
@@ -81,11 +75,7 @@ class ShardedBudgetedEmbeddingCollection(
         module_fqn: str | None = None,
     ) -> None:
         super().__init__(qcomm_codecs_registry=sharder.qcomm_codecs_registry)
-        self.tables, self.plan, self.blocks = module.tables, module.plan, module.blocks
-        self.layout, self.row_order = module.layout, module.row_order
-        self.router = module.router
-        self.env, self.device = env, device
-        self.bases = module.bases.on(device)
+        self.take_over(module, env, device)
         self.embedding_collections = nn.ModuleDict()
         collection: Any
         for name, collection in module.embedding_collections.items():
@@ -95,7 +85,6 @@ class ShardedBudgetedEmbeddingCollection(
             )
         self._lookups = [lookup for strip in self._strips() for lookup in strip._lookups]
         mend_dense_tables(self._lookups)
-        self._first_batch = True
         clear_padding(self)
 
     def _strips(self) -> Iterator[ShardedEmbeddingCollection]:
@@ -106,14 +95,9 @@ class ShardedBudgetedEmbeddingCollection(
     ) -> Awaitable[Awaitable[KJTList]]:
         """Route ids to strips' rows, then send them to the ranks that hold them.
 
-        Raises InvalidInputError for a batch that contradicts itself; as the pooled one does.
+        Raises InvalidInputError for a batch that contradicts itself, see ``checked``.
         """
-        features = maybe_td_to_kjt(features, None)
-        check_shapes(features)
-        if self._first_batch:
-            check_values(features)
-            self._first_batch = False
-        ctx.routed = self.router(features)
+        ctx.routed = self.router(self.checked(features))
         ctx.strips = [strip.create_context() for strip in self._strips()]
         each = zip(self._strips(), ctx.strips, ctx.routed.features, strict=True)
         sent = [strip.input_dist(own, part) for strip, own, part in each]
@@ -163,23 +147,12 @@ class ShardedBudgetedEmbeddingCollection(
         return list(self.tables)
 
     @property
-    def id_map_bytes(self) -> int:
-        """Bytes of the id maps, which every rank has."""
-        return self.router.router.id_map_bytes
-
-    @property
     def module_sharding_plan(self) -> EmbeddingModuleShardingPlan:
         """{block name: how it is sharded now}."""
         found = EmbeddingModuleShardingPlan()
         for strip in self._strips():
             found.update(strip.module_sharding_plan)
         return found
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *args: Any
-    ) -> None:
-        refuse_full_tables(state_dict, prefix, args[-1], "embeddings")
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
     def block_weights(self) -> dict[str, Tensor]:
         """{block name: its real table, sharded}."""
@@ -220,7 +193,7 @@ class _Together(LazyAwaitable[dict[str, JaggedTensor]]):
         return self._router.output(self._routed, rows, self._bases.rows)
 
 
-class BudgetedEmbeddingCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddingCollection]):
+class BudgetedEmbeddingCollectionSharder(CollectionSharder[BudgetedEmbeddingCollection]):
     """Shards BudgetedEmbeddingCollection; add it to DistributedModelParallel's sharders.
 
     fused_params, sharding_types: as for ``BudgetedEmbeddingBagCollectionSharder``, and so is what
@@ -230,64 +203,6 @@ class BudgetedEmbeddingCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddingC
     beside the shards that it makes of them.
     """
 
-    def __init__(
-        self,
-        fused_params: Mapping[str, Any] | None = None,
-        qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
-        *,
-        use_index_dedup: bool = False,
-        sharding_types: Sequence[str] | None = None,
-    ) -> None:
-        self._sharding_types = sharding_types
-        params = None
-        if fused_params is not None:
-            # The router has checked every id already.
-            params = {"bounds_check_mode": BoundsCheckMode.NONE, **fused_params}
-        super().__init__(fused_params=params, qcomm_codecs_registry=qcomm_codecs_registry)
-        self._inner = EmbeddingCollectionSharder(
-            fused_params=params,
-            qcomm_codecs_registry=qcomm_codecs_registry,
-            use_index_dedup=use_index_dedup,
-        )
-
-    def shard(
-        self,
-        module: BudgetedEmbeddingCollection,
-        params: dict[str, ParameterSharding],
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> ShardedBudgetedEmbeddingCollection:
-        """TorchRec's hook; called by DistributedModelParallel."""
-        device = torch.device("cuda") if device is None else device
-        check_sharding(module, params, self.fused_params or {}, env.world_size, device)
-        return ShardedBudgetedEmbeddingCollection(
-            module, params, self._inner, env, device, module_fqn
-        )
-
-    def shardable_parameters(self, module: BudgetedEmbeddingCollection) -> dict[str, nn.Parameter]:
-        """{block name: its shape and optimizer}, for the planner's account; not the weights."""
-        return {
-            block.name: told_weight(module, block, self.fused_params or {})
-            for own in module.blocks.values()
-            for block in own
-        }
-
-    @property
-    def module_type(self) -> type[BudgetedEmbeddingCollection]:
-        """What it shards."""
-        return BudgetedEmbeddingCollection
-
-    @property
-    def sharded_module_type(self) -> type[ShardedBudgetedEmbeddingCollection]:
-        """What comes out."""
-        return ShardedBudgetedEmbeddingCollection
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        """What the planner may choose from, TorchRec's own for unpooled tables unless given."""
-        if self._sharding_types is not None:
-            return list(self._sharding_types)
-        types = self._inner.sharding_types(compute_device_type)
-        if (self.fused_params or {}).get("optimizer") is not None:
-            types.remove(ShardingType.DATA_PARALLEL.value)  # which it never reaches
-        return types
+    unsharded = BudgetedEmbeddingCollection
+    sharded = ShardedBudgetedEmbeddingCollection
+    inner = EmbeddingCollectionSharder

@@ -145,6 +145,11 @@ class StripRouter:
             len(ids),
         )
 
+    @property
+    def id_map_bytes(self) -> int:
+        """Bytes of the id maps."""
+        return self.router.id_map_bytes
+
     def as_operators(
         self,
         features: KeyedJaggedTensor,

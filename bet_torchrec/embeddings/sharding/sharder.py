@@ -7,17 +7,15 @@ because TorchRec looks sharders up by exact type.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec.distributed.embedding_types import (
-    BaseEmbeddingSharder,
     KJTList,
     ShardedEmbeddingModule,
 )
@@ -31,26 +29,20 @@ from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     LazyAwaitable,
     ParameterSharding,
-    QuantizedCommCodecs,
     ShardingEnv,
-    ShardingType,
 )
 from torchrec.distributed.utils import append_prefix
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
-from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 
 from ...errors import ShardingError
-from ..batches import check_shapes, check_values
 from ..module import BudgetedEmbeddingBagCollection
 from ..parts import (
     clear_padding,
-    refuse_full_tables,
     table_weights,
 )
-from .checks import check_sharding, check_shards
-from .storage import told_weight
-from .whole_tables import WholeTables
+from .checks import check_shards
+from .collections import CollectionSharder, ShardedTables
 
 
 @dataclass
@@ -67,7 +59,7 @@ class BudgetedContext(EmbeddingBagCollectionContext):
 
 
 class ShardedBudgetedEmbeddingBagCollection(
-    WholeTables, ShardedEmbeddingModule[KJTList, list[Tensor], KeyedTensor, BudgetedContext]
+    ShardedTables, ShardedEmbeddingModule[KJTList, list[Tensor], KeyedTensor, BudgetedContext]
 ):
     """Made by ``BudgetedEmbeddingBagCollectionSharder``; same input and output as unsharded."""
 
@@ -81,16 +73,12 @@ class ShardedBudgetedEmbeddingBagCollection(
         module_fqn: str | None = None,
     ) -> None:
         super().__init__(qcomm_codecs_registry=sharder.qcomm_codecs_registry)
-        self.tables, self.plan, self.blocks = module.tables, module.plan, module.blocks
-        self.layout, self.row_order = module.layout, module.row_order
-        self.router, self.merger = module.router, module.merger
-        self.env, self.device = env, device
-        self.bases = module.bases.on(device)
+        self.take_over(module, env, device)
+        self.merger = module.merger
         self._is_weighted = module.is_weighted()
         self.embedding_bag_collection: ShardedEmbeddingBagCollection = sharder.shard(
             module.embedding_bag_collection, params, env=env, device=device, module_fqn=module_fqn
         )
-        self._first_batch = True
         clear_padding(self)
 
     def input_dist(
@@ -98,15 +86,10 @@ class ShardedBudgetedEmbeddingBagCollection(
     ) -> Awaitable[Awaitable[KJTList]]:
         """Route ids to blocks' rows, then send them to the ranks that hold them.
 
-        Raises InvalidInputError for a batch that contradicts itself, as far as TorchRec looks: all
-        of it in the first one, then what needs no waiting for the device.
+        Raises InvalidInputError for a batch that contradicts itself, see ``checked``.
         """
-        features = maybe_td_to_kjt(features, None)
-        check_shapes(features)
+        features = self.checked(features)
         self._check_weights(features)
-        if self._first_batch:
-            check_values(features)
-            self._first_batch = False
         features = self.router.select(features)
         ctx.scale = self.router.scale(features)
         return self.embedding_bag_collection.input_dist(ctx, self.router(features))
@@ -157,11 +140,6 @@ class ShardedBudgetedEmbeddingBagCollection(
         """Whether bags have weights."""
         return self._is_weighted
 
-    @property
-    def id_map_bytes(self) -> int:
-        """Bytes of the id maps, which every rank has."""
-        return self.router.id_map_bytes
-
     def block_weights(self) -> dict[str, Tensor]:
         """{block name: its real table, sharded}."""
         return table_weights(self.embedding_bag_collection, "embedding_bags")
@@ -176,12 +154,6 @@ class ShardedBudgetedEmbeddingBagCollection(
         """{block name: how it is sharded now}."""
         return self.embedding_bag_collection.module_sharding_plan
 
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *args: Any
-    ) -> None:
-        refuse_full_tables(state_dict, prefix, args[-1])
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
-
     def sharded_parameter_names(self, prefix: str = "") -> Iterator[str]:
         """TorchRec's hook: parameters that DistributedDataParallel must leave alone."""
         yield from self.embedding_bag_collection.sharded_parameter_names(
@@ -192,7 +164,7 @@ class ShardedBudgetedEmbeddingBagCollection(
         self.embedding_bag_collection._initialize_torch_state(skip_registering)
 
 
-class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddingBagCollection]):
+class BudgetedEmbeddingBagCollectionSharder(CollectionSharder[BudgetedEmbeddingBagCollection]):
     """Shards BudgetedEmbeddingBagCollection; add it to DistributedModelParallel's sharders.
 
     Coordinates are sharded as any table; bases are on every rank, and those that train are
@@ -209,8 +181,10 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
     Build the collection on the meta device: TorchRec keeps the weights that it is given alive
     beside the shards that it makes of them.
 
-    For torch's own optimizers (Adam on CPU), see ``with_dense_kernels``; for balanced plans,
-    ``sharding_constraints``. On gloo, row-wise sharding needs as many examples on every rank.
+    For torch's own optimizers (Adam on CPU), see ``with_dense_kernels``; for balanced plans, and
+    constraints by a table's name, ``sharding_constraints``; give the planner an
+    ``IdMapReservation``, which refuses constraints that it would ignore. On gloo, row-wise
+    sharding needs as many examples on every rank.
 
     Raises on sharding:
         ShardingError: what TorchRec would do silently wrong: a fused table without an optimizer,
@@ -219,37 +193,9 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
             plan's training budget.
     """
 
-    def __init__(
-        self,
-        fused_params: Mapping[str, Any] | None = None,
-        qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
-        *,
-        sharding_types: Sequence[str] | None = None,
-    ) -> None:
-        self._sharding_types = sharding_types
-        params = None
-        if fused_params is not None:
-            # The router has checked every id already.
-            params = {"bounds_check_mode": BoundsCheckMode.NONE, **fused_params}
-        super().__init__(fused_params=params, qcomm_codecs_registry=qcomm_codecs_registry)
-        self._inner = EmbeddingBagCollectionSharder(
-            fused_params=params, qcomm_codecs_registry=qcomm_codecs_registry
-        )
-
-    def shard(
-        self,
-        module: BudgetedEmbeddingBagCollection,
-        params: dict[str, ParameterSharding],
-        env: ShardingEnv,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-    ) -> ShardedBudgetedEmbeddingBagCollection:
-        """TorchRec's hook; called by DistributedModelParallel."""
-        device = torch.device("cuda") if device is None else device
-        check_sharding(module, params, self.fused_params or {}, env.world_size, device)
-        return ShardedBudgetedEmbeddingBagCollection(
-            module, params, self._inner, env, device, module_fqn
-        )
+    unsharded = BudgetedEmbeddingBagCollection
+    sharded = ShardedBudgetedEmbeddingBagCollection
+    inner = EmbeddingBagCollectionSharder
 
     def reshard(
         self,
@@ -277,36 +223,3 @@ class BudgetedEmbeddingBagCollectionSharder(BaseEmbeddingSharder[BudgetedEmbeddi
         )
         clear_padding(sharded_module)
         return sharded_module
-
-    def shardable_parameters(
-        self, module: BudgetedEmbeddingBagCollection
-    ) -> dict[str, nn.Parameter]:
-        """{block name: its shape and optimizer}, for the planner's account; not the weights."""
-        return {
-            block.name: told_weight(module, block, self.fused_params or {})
-            for own in module.blocks.values()
-            for block in own
-        }
-
-    @property
-    def module_type(self) -> type[BudgetedEmbeddingBagCollection]:
-        """What it shards."""
-        return BudgetedEmbeddingBagCollection
-
-    @property
-    def sharded_module_type(self) -> type[ShardedBudgetedEmbeddingBagCollection]:
-        """What comes out."""
-        return ShardedBudgetedEmbeddingBagCollection
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        """What the planner may choose from.
-
-        TorchRec's own, but data-parallel where ``fused_params`` has an optimizer: it never reaches
-        data-parallel tables, which would wait for one of torch's.
-        """
-        if self._sharding_types is not None:
-            return list(self._sharding_types)
-        types = super().sharding_types(compute_device_type)
-        if (self.fused_params or {}).get("optimizer") is not None:
-            types.remove(ShardingType.DATA_PARALLEL.value)
-        return types

@@ -4,7 +4,6 @@ plan's budget.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,20 +11,13 @@ from typing import Any
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
-from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
-from torchrec.distributed.planner.types import (
-    ParameterConstraints,
-    Storage,
-    StorageReservation,
-    Topology,
-)
-from torchrec.distributed.types import ModuleSharder, ParameterSharding
+from torchrec.distributed.types import ParameterSharding
 from torchrec.distributed.utils import optimizer_type_to_emb_opt_type
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from ...errors import ShardingError
 from ..layout import Block
-from ..parts import Collection, Trainable
+from ..parts import Trainable
 
 _NAMES = {  # as planning calls them
     EmbOptimType.EXACT_SGD: "sgd",
@@ -71,41 +63,6 @@ def told_weight(module: Trainable, block: Block, fused_params: Mapping[str, Any]
             kind = torch.optim.Adam  # state is fp32, which TorchRec takes to be like the weights
         told._optimizer_classes = [kind]  # type: ignore[attr-defined]
     return told
-
-
-class IdMapReservation(StorageReservation):
-    """Sets aside what every rank's id maps take, which TorchRec's planner cannot know of.
-
-    For ``EmbeddingShardingPlanner(storage_reservation=IdMapReservation())``.
-
-    rest: reserves all else; TorchRec's default unless given.
-    """
-
-    def __init__(self, rest: StorageReservation | None = None) -> None:
-        self._rest = HeuristicalStorageReservation(percentage=0.15) if rest is None else rest
-        self._last: Topology | None = None
-
-    def reserve(
-        self,
-        topology: Topology,
-        batch_size: int,
-        module: nn.Module,
-        sharders: list[ModuleSharder[nn.Module]],
-        constraints: dict[str, ParameterConstraints] | None = None,
-    ) -> Topology:
-        """TorchRec's hook: a copy of the topology with less room."""
-        reserved = self._rest.reserve(topology, batch_size, module, sharders, constraints)
-        maps = sum(part.id_map_bytes for part in module.modules() if isinstance(part, Collection))
-        on_device = maps if topology.compute_device != "cpu" else 0
-        for device in reserved.devices:
-            device.storage -= Storage(hbm=on_device, ddr=maps)  # the host always has one
-        self._last = copy.deepcopy(reserved)
-        return reserved
-
-    @property
-    def last_reserved_topology(self) -> Topology | None:
-        """TorchRec's hook: a copy of what ``reserve`` returned last."""
-        return copy.deepcopy(self._last)
 
 
 def check_memory(

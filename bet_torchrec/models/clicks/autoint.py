@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from ...errors import InvalidInputError
 from .layers import DenseFields, FieldsLinear, Tower, check_layers, glorot_
-from .protocol import check_inputs, check_setup
+from .protocol import OverFields, check_inputs
 from .turning import common_axes, turned
 
 
-class AutoInt(nn.Module):
+class AutoInt(OverFields):
     """AutoInt over F fields; see ``ClickModel``.
 
     dense_features: each is a field of one row of its own, scaled by the value.
@@ -43,13 +43,9 @@ class AutoInt(nn.Module):
         layers: Sequence[int] = (),
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        least = 1 + linear
-        check_setup(num_fields=num_fields, dim=dim, dense_features=dense_features, least_dim=least)
+        super().__init__(num_fields, dim, dense_features, linear=linear)
         attention = check_layers(attention, dropout)
         layers = check_layers(layers, dropout, least=0)
-        self.num_fields, self.dim = num_fields, dim
-        self.dense_features, self.linear = dense_features, linear
         self.dense = DenseFields(dense_features, dim)
         fields, widths = num_fields + dense_features, (dim - linear, *attention)
         self.attention = nn.ModuleList(
@@ -92,9 +88,7 @@ class AutoInt(nn.Module):
         self, tables: Mapping[str, Tensor], counts: Mapping[str, ArrayLike] | None = None
     ) -> dict[str, Tensor]:
         """All tables' factors by one rotation, which the first layers take back."""
-        axes = common_axes(
-            tables, counts, num_fields=self.num_fields, dim=self.dim, linear=self.linear
-        )
+        axes = common_axes(self, tables, counts)
         self.dense.turn(axes)
         self.attention[0].turn(axes)  # type: ignore[operator]
         if self.tower is not None:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ...errors import InvalidInputError
 from .layers import FieldsLinear, Tower, check_layers, glorot_
-from .protocol import check_inputs, check_setup
+from .protocol import OverFields, check_inputs
 
 
-class DCN(nn.Module):
+class DCN(OverFields):
     """DCN V2 over F fields; see ``ClickModel``.
 
     cross_layers: of the cross network. rank: of its matrices, full unless given (the paper: a
@@ -42,12 +42,8 @@ class DCN(nn.Module):
         layers: Sequence[int] = (400, 400),
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        least = 1 + linear
-        check_setup(num_fields=num_fields, dim=dim, dense_features=dense_features, least_dim=least)
+        super().__init__(num_fields, dim, dense_features, linear=linear)
         layers = check_layers(layers, dropout)
-        self.num_fields, self.dim = num_fields, dim
-        self.dense_features, self.linear = dense_features, linear
         fields = {"num_fields": num_fields, "dim": dim - linear}
         self.cross = CrossNetwork(
             **fields, dense_features=dense_features, layers=cross_layers, rank=rank

@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 
 from .fm import fm_terms
 from .layers import DenseFields, FieldsLinear, Tower, check_layers
-from .protocol import check_inputs, check_setup
+from .protocol import OverFields, check_inputs
 from .turning import common_axes, turned
 
 
-class DeepFM(nn.Module):
+class DeepFM(OverFields):
     """DeepFM over F fields; see ``ClickModel`` and ``FM``.
 
     layers: hidden units of the MLP, 100-100 as in PEP's and our measurements (the paper: three of
@@ -34,12 +34,8 @@ class DeepFM(nn.Module):
         layers: Sequence[int] = (100, 100),
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        least = 1 + linear
-        check_setup(num_fields=num_fields, dim=dim, dense_features=dense_features, least_dim=least)
+        super().__init__(num_fields, dim, dense_features, linear=linear)
         layers = check_layers(layers, dropout)
-        self.num_fields, self.dim = num_fields, dim
-        self.dense_features, self.linear = dense_features, linear
         self.dense = DenseFields(dense_features, dim)
         fields = num_fields + dense_features
         first = FieldsLinear(fields, dim - linear, layers[0], linear=linear)
@@ -67,9 +63,7 @@ class DeepFM(nn.Module):
         self, tables: Mapping[str, Tensor], counts: Mapping[str, ArrayLike] | None = None
     ) -> dict[str, Tensor]:
         """All tables' factors by one rotation, which the MLP's first layer takes back."""
-        axes = common_axes(
-            tables, counts, num_fields=self.num_fields, dim=self.dim, linear=self.linear
-        )
+        axes = common_axes(self, tables, counts)
         self.dense.turn(axes)
         self.tower.first.turn(axes)  # type: ignore[operator]
         return turned(tables, axes)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ...errors import InvalidInputError
 from .layers import Tower, check_layers, reset
-from .protocol import check_inputs, check_setup
+from .protocol import OverFields, check_inputs
 from .turning import common_axes, turned
 
 
-class DLRM(nn.Module):
+class DLRM(OverFields):
     """DLRM over F fields; see ``ClickModel``.
 
     bottom: hidden units before the last layer of the dense features' MLP, whose output is as wide
@@ -42,12 +42,8 @@ class DLRM(nn.Module):
         layers: Sequence[int] = (512, 256),
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        least = 1 + linear
-        check_setup(num_fields=num_fields, dim=dim, dense_features=dense_features, least_dim=least)
+        super().__init__(num_fields, dim, dense_features, linear=linear)
         layers = check_layers(layers, dropout)
-        self.num_fields, self.dim = num_fields, dim
-        self.dense_features, self.linear = dense_features, linear
         rows, width = num_fields + bool(dense_features), dim - linear
         if rows < 2:
             raise InvalidInputError(
@@ -99,7 +95,5 @@ class DLRM(nn.Module):
     ) -> dict[str, Tensor]:
         """All tables' factors by one rotation, their inner products stay; not with dense features,
         whose row has passed a ReLU that a rotation can't be moved through."""
-        axes = common_axes(
-            tables, counts, num_fields=self.num_fields, dim=self.dim, linear=self.linear
-        )
+        axes = common_axes(self, tables, counts)
         return dict(tables) if self.dense_features else turned(tables, axes)

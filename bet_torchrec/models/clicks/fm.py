@@ -16,11 +16,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from .layers import DenseFields
-from .protocol import check_inputs, check_setup
+from .protocol import OverFields, check_inputs
 from .turning import common_axes, turned
 
 
-class FM(nn.Module):
+class FM(OverFields):
     """FM over F fields; without ``linear`` whole rows are factors. See ``ClickModel``.
 
     dense_features: each is a field of one row of its own, scaled by the value.
@@ -29,10 +29,7 @@ class FM(nn.Module):
     def __init__(
         self, num_fields: int, dim: int, *, dense_features: int = 0, linear: bool = True
     ) -> None:
-        super().__init__()
-        check_setup(num_fields=num_fields, dim=dim, dense_features=dense_features, least_dim=1)
-        self.num_fields, self.dim = num_fields, dim
-        self.dense_features, self.linear = dense_features, linear
+        super().__init__(num_fields, dim, dense_features, linear=linear, least_dim=1)
         self.dense = DenseFields(dense_features, dim)
         self.bias = nn.Parameter(torch.empty(()))
         self.reset_parameters()
@@ -56,9 +53,7 @@ class FM(nn.Module):
         self, tables: Mapping[str, Tensor], counts: Mapping[str, ArrayLike] | None = None
     ) -> dict[str, Tensor]:
         """All tables' factors by one rotation: their inner products stay."""
-        axes = common_axes(
-            tables, counts, num_fields=self.num_fields, dim=self.dim, linear=self.linear
-        )
+        axes = common_axes(self, tables, counts)
         self.dense.turn(axes)
         return turned(tables, axes)
 

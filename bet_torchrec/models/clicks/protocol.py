@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import InvalidInputError
 
@@ -62,16 +62,36 @@ class ClickModel(Protocol):
         ...
 
 
-def check_setup(*, num_fields: int, dim: int, dense_features: int, least_dim: int) -> None:
-    """Raise InvalidInputError unless a click model can be built so."""
-    if num_fields < 1:
-        raise InvalidInputError(f"num_fields should be at least 1, got {num_fields}")
-    if dim < least_dim:
-        raise InvalidInputError(
-            f"dim should be at least {least_dim} here (a linear weight takes one), got {dim}"
-        )
-    if dense_features < 0:
-        raise InvalidInputError(f"dense_features should be at least 0, got {dense_features}")
+class OverFields(nn.Module):
+    """What a ``ClickModel`` is built over.
+
+    least_dim: 1, and one for a linear weight, unless given.
+
+    Raises:
+        InvalidInputError: there is no such model.
+    """
+
+    def __init__(
+        self,
+        num_fields: int,
+        dim: int,
+        dense_features: int,
+        *,
+        linear: bool,
+        least_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        least_dim = 1 + linear if least_dim is None else least_dim
+        if num_fields < 1:
+            raise InvalidInputError(f"num_fields should be at least 1, got {num_fields}")
+        if dim < least_dim:
+            raise InvalidInputError(
+                f"dim should be at least {least_dim} here (a linear weight takes one), got {dim}"
+            )
+        if dense_features < 0:
+            raise InvalidInputError(f"dense_features should be at least 0, got {dense_features}")
+        self.num_fields, self.dim = num_fields, dim
+        self.dense_features, self.linear = dense_features, linear
 
 
 def check_inputs(model: ClickModel, rows_BFD: Tensor, dense_BK: Tensor | None) -> None:

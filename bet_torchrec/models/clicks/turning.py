@@ -11,29 +11,26 @@ from torch import Tensor
 
 from ...errors import InvalidInputError
 from ..protocol import principal_axes
+from .protocol import OverFields
 
 
 def common_axes(
-    tables: Mapping[str, Tensor],
-    counts: Mapping[str, ArrayLike] | None,
-    *,
-    num_fields: int,
-    dim: int,
-    linear: bool,
+    model: OverFields, tables: Mapping[str, Tensor], counts: Mapping[str, ArrayLike] | None
 ) -> Tensor:
-    """Principal axes (d', d') of all tables' factors, each row weighted by its count.
+    """Principal axes (d', d') of all a model's tables' factors, each row weighted by its count.
 
     d' is dim, or dim - 1 beside linear weights.
 
     Raises:
-        InvalidInputError: not ``num_fields`` tables of ``dim`` columns, or counts that don't fit.
+        InvalidInputError: not its number of tables of ``dim`` columns, or counts that don't fit.
     """
+    num_fields, dim = model.num_fields, model.dim
     shapes = {name: tuple(table.shape) for name, table in tables.items()}
     if len(shapes) != num_fields or any(
         len(shape) != 2 or shape[1] != dim for shape in shapes.values()
     ):
         raise InvalidInputError(f"expected {num_fields} tables {dim} wide, got shapes {shapes}")
-    factors = {name: table.detach()[:, int(linear) :] for name, table in tables.items()}
+    factors = {name: table.detach()[:, int(model.linear) :] for name, table in tables.items()}
     if counts is not None:
         factors = {name: _weighted(name, part, counts) for name, part in factors.items()}
     return principal_axes(*factors.values())

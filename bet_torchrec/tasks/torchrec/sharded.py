@@ -62,6 +62,17 @@ class CollectionTables(nn.Module):
         self.collection.load_full_tables(tables, **options)
         return self
 
+    def draw(self, seed: int) -> CollectionTables:
+        """Fill rows from their tables' ranges, alike on any number of ranks; returns itself."""
+        generator = torch.Generator().manual_seed(seed)
+        rows = {
+            config.name: torch.empty(config.num_embeddings, config.embedding_dim).uniform_(
+                config.get_weight_init_min(), config.get_weight_init_max(), generator=generator
+            )
+            for config in self.collection.tables
+        }
+        return self.load_full_tables(rows, bases=self.bases())  # noise's would be no better
+
     def bases(self) -> dict[str, Basis]:
         """{table: its axes as they are now}, of the tables that have some."""
         found: dict[str, Basis] = self.collection.table_bases()

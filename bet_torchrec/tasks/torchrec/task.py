@@ -12,8 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from ...errors import InvalidInputError
@@ -24,8 +22,7 @@ from ...team import Team, team
 from ..task import Part
 from .batches import Batches, Source
 from .counting import count_ids, features_of, load_counts, save_counts
-from .slots import BagSlot, SequenceSlot
-from .user_model import Quality, Slotted, evaluating, inner, predict_clicks, slot_of
+from .user_model import Quality, UserModel, evaluating, inner, predict_clicks, slot_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -84,27 +81,22 @@ class TorchRecTask:
         device: torch.device | str = "cpu",
         process_group: ProcessGroup | None = None,
     ) -> None:
-        if not callable(model) or isinstance(model, nn.Module):
-            raise InvalidInputError(
-                "model should be a function from a collection to the model, as lambda ebc: "
-                f"DLRM(ebc, ...), got {type(model).__name__}"
-            )
         if not callable(metric) and metric not in ("auc", "log_loss"):
             raise InvalidInputError(
                 f"metric should be 'auc', 'log_loss' or a function, got {metric!r}"
             )
         self.configs = tuple(tables)
         self._specs = table_specs(self.configs)
-        self._pooled = _pooled(self.configs)
-        self._make, self._predict, self._loss = model, predict or predict_clicks, loss
+        self.device = torch.device(device)
+        self._user = UserModel(model, self.configs, is_weighted=is_weighted, device=self.device)
+        self._predict, self._loss = predict or predict_clicks, loss
         self.metric, self._features = metric, features
         self._train = Batches(train, "train")
         self._held_out = {"validation": Batches(validation, "validation")}
         if test is not None:
             self._held_out["test"] = Batches(test, "test")
         self._counts_file = None if counts_file is None else Path(counts_file)
-        self.version, self._is_weighted = version, is_weighted
-        self.device = torch.device(device)
+        self.version = version
         self.team: Team = team(process_group)
         self._pg = process_group
 
@@ -156,23 +148,7 @@ class TorchRecTask:
 
     def new_model(self, seed: int) -> nn.Module:
         """The user's model around a slot: it has no tables of its own."""
-        slot = (
-            BagSlot(self.configs, is_weighted=self._is_weighted)
-            if self._pooled
-            else SequenceSlot(self.configs)
-        )
-        return Slotted(self._made(slot, seed).to(self.device), slot)
-
-    def _made(self, collection: nn.Module, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = self._make(collection)
-        if not any(module is collection for module in model.modules()):
-            raise InvalidInputError(
-                "model should return a module that holds the collection it was given, got "
-                f"{type(model).__name__} without it"
-            )
-        return model
+        return self._user.slotted(seed)
 
     def batch(self, seed: int, step: int) -> Any:
         return self._moved(self._train.batch(seed, step))
@@ -252,30 +228,7 @@ class TorchRecTask:
         Raises:
             InvalidInputError: it holds no collection of these tables, or other weights.
         """
-        kind = EmbeddingBagCollection if self._pooled else EmbeddingCollection
-        names = {table.name for table in self._specs}
-        found = [
-            (path, own)
-            for path, module in model.named_modules()
-            if isinstance(module, kind)
-            and set(own := module.embedding_bags if self._pooled else module.embeddings) == names
-        ]
-        if not found:
-            raise InvalidInputError(
-                f"model should hold an unsharded {kind.__name__} of the tables {sorted(names)}, "
-                "got none"
-            )
-        (path, own), weights = found[0], model.state_dict()
-        tables = {name: table.weight.detach().clone() for name, table in own.items()}
-        rest = {k: v for k, v in weights.items() if not k.startswith(f"{path}.")}
-        made = self.new_model(0)
-        try:
-            inner(made).load_state_dict(rest)
-        except RuntimeError as error:
-            raise InvalidInputError(
-                f"the model's weights are not those that model= builds: {error}"
-            ) from None
-        return made, tables
+        return self._user.parts_of(model)
 
     def deploy(
         self,
@@ -297,7 +250,7 @@ class TorchRecTask:
         collection = self.collection(plan, device=device, **options)
         module = self.around(collection, trained.model)
         learnt = trained.embedding.bases() if hasattr(trained.embedding, "bases") else {}
-        collection.load_full_tables(  # type: ignore[operator]
+        collection.load_full_tables(
             trained.full_tables(),
             counts=self.counts(),
             bases={name: basis for name, basis in learnt.items() if plan[name].axes},
@@ -310,16 +263,7 @@ class TorchRecTask:
         Raises:
             InvalidInputError: ``model=`` builds other weights this time.
         """
-        module = self._made(collection, 0)
-        weights = inner(model).state_dict()
-        missing, unexpected = module.load_state_dict(weights, strict=False)
-        own = [name for name, found in module.named_modules() if found is collection]
-        lost = [key for key in missing if not any(key.startswith(f"{name}.") for name in own)]
-        if lost or unexpected:
-            raise InvalidInputError(
-                f"model should build the same weights every time, got {lost + unexpected} only once"
-            )
-        return module
+        return self._user.around(collection, model)
 
     def coded(self, tables: Mapping[str, CodedTable]) -> nn.Module:
         """A collection of coded tables (see ``compress``), for serving.
@@ -327,14 +271,7 @@ class TorchRecTask:
         Raises:
             InvalidInputError: the model looks up without pooling, or the codes are of other tables.
         """
-        from ...embeddings.coded import CodedEmbeddingBagCollection
-
-        if not self._pooled:
-            raise InvalidInputError(
-                "coded tables are served pooled, and this model's EmbeddingCollection looks up "
-                "without: read rows with column_codes.CodedEmbedding instead"
-            )
-        return CodedEmbeddingBagCollection(self.configs, tables, is_weighted=self._is_weighted)
+        return self._user.coded(tables)
 
     def sharded(
         self, plan: SizePlan, *, draw: int | None = 0, layout: str = "bucketed", **options: Any
@@ -349,44 +286,14 @@ class TorchRecTask:
 
         pg = self._pg
         where = {"device": "meta", "row_order": "interleaved"} if pg else {"device": self.device}
-        collection: Any = self.collection(plan, layout=layout, **where)
-        tables = CollectionTables(collection)
+        tables = CollectionTables(self.collection(plan, layout=layout, **where))
         if pg is not None:
             on_ranks(tables, pg, self.counts(), device=self.device, **options)
-        if draw is not None:
-            generator = torch.Generator().manual_seed(draw)
-            tables.load_full_tables(
-                {
-                    config.name: torch.empty(config.num_embeddings, config.embedding_dim).uniform_(
-                        config.get_weight_init_min(),
-                        config.get_weight_init_max(),
-                        generator=generator,
-                    )
-                    for config in self.configs
-                },
-                bases=tables.bases(),  # those of noise would be as good as any
-            )
-        return tables
+        return tables if draw is None else tables.draw(draw)
 
-    def collection(self, plan: SizePlan, **options: Any) -> nn.Module:
+    def collection(self, plan: SizePlan, **options: Any) -> Any:
         """A planned collection of the task's tables, its rows freshly drawn."""
-        from ... import embeddings
-
-        if self._pooled:
-            return embeddings.BudgetedEmbeddingBagCollection(
-                self.configs, plan, is_weighted=self._is_weighted, **options
-            )
-        made: nn.Module = embeddings.BudgetedEmbeddingCollection(self.configs, plan, **options)
-        return made
-
-
-def _pooled(configs: Sequence[Any]) -> bool:
-    kinds = {isinstance(config, EmbeddingBagConfig) for config in configs}
-    if len(kinds) != 1:
-        raise InvalidInputError(
-            "tables should be all EmbeddingBagConfigs or all EmbeddingConfigs, at least one"
-        )
-    return kinds.pop()
+        return self._user.collection(plan, **options)
 
 
 def _name(function: Any) -> str:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from ...errors import InvalidInputError
 from .slots import BagSlot, SequenceSlot
+
+if TYPE_CHECKING:
+    from ...planning.plan import SizePlan
+    from ...serving.column_codes import CodedTable
 
 
 def predict_clicks(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -24,6 +30,115 @@ def predict_clicks(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         )
     logits = model(batch.dense_features, batch.sparse_features)
     return logits.flatten(), batch.labels
+
+
+class UserModel:
+    """What makes a user's model around any collection of its tables.
+
+    make: from a collection to the model. configs: the tables', all pooled or all unpooled.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[nn.Module], nn.Module],
+        configs: Sequence[Any],
+        *,
+        is_weighted: bool,
+        device: torch.device,
+    ) -> None:
+        if not callable(make) or isinstance(make, nn.Module):
+            raise InvalidInputError(
+                "model should be a function from a collection to the model, as lambda ebc: "
+                f"DLRM(ebc, ...), got {type(make).__name__}"
+            )
+        kinds = {isinstance(config, EmbeddingBagConfig) for config in configs}
+        if len(kinds) != 1:
+            raise InvalidInputError(
+                "tables should be all EmbeddingBagConfigs or all EmbeddingConfigs, at least one"
+            )
+        self._make, self._configs, self._pooled = make, configs, kinds.pop()
+        self._is_weighted, self._device = is_weighted, device
+
+    def slotted(self, seed: int) -> Slotted:
+        """The model around a slot: it has no tables of its own."""
+        slot = (
+            BagSlot(self._configs, is_weighted=self._is_weighted)
+            if self._pooled
+            else SequenceSlot(self._configs)
+        )
+        return Slotted(self._made(slot, seed).to(self._device), slot)
+
+    def _made(self, collection: nn.Module, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = self._make(collection)
+        if not any(module is collection for module in model.modules()):
+            raise InvalidInputError(
+                "model should return a module that holds the collection it was given, got "
+                f"{type(model).__name__} without it"
+            )
+        return model
+
+    def parts_of(self, model: nn.Module) -> tuple[Slotted, dict[str, Tensor]]:
+        """See ``TorchRecTask.parts_of``."""
+        kind = EmbeddingBagCollection if self._pooled else EmbeddingCollection
+        names = {config.name for config in self._configs}
+        found = [
+            (path, own)
+            for path, module in model.named_modules()
+            if isinstance(module, kind)
+            and set(own := module.embedding_bags if self._pooled else module.embeddings) == names
+        ]
+        if not found:
+            raise InvalidInputError(
+                f"model should hold an unsharded {kind.__name__} of the tables {sorted(names)}, "
+                "got none"
+            )
+        (path, own), weights = found[0], model.state_dict()
+        tables = {name: table.weight.detach().clone() for name, table in own.items()}
+        rest = {k: v for k, v in weights.items() if not k.startswith(f"{path}.")}
+        made = self.slotted(0)
+        try:
+            inner(made).load_state_dict(rest)
+        except RuntimeError as error:
+            raise InvalidInputError(
+                f"the model's weights are not those that model= builds: {error}"
+            ) from None
+        return made, tables
+
+    def around(self, collection: nn.Module, model: nn.Module) -> nn.Module:
+        """See ``TorchRecTask.around``."""
+        module = self._made(collection, 0)
+        weights = inner(model).state_dict()
+        missing, unexpected = module.load_state_dict(weights, strict=False)
+        own = [name for name, found in module.named_modules() if found is collection]
+        lost = [key for key in missing if not any(key.startswith(f"{name}.") for name in own)]
+        if lost or unexpected:
+            raise InvalidInputError(
+                f"model should build the same weights every time, got {lost + unexpected} only once"
+            )
+        return module
+
+    def collection(self, plan: SizePlan, **options: Any) -> Any:
+        """A planned collection of the tables, its rows freshly drawn."""
+        from ... import embeddings
+
+        if not self._pooled:
+            return embeddings.BudgetedEmbeddingCollection(self._configs, plan, **options)
+        return embeddings.BudgetedEmbeddingBagCollection(
+            self._configs, plan, is_weighted=self._is_weighted, **options
+        )
+
+    def coded(self, tables: Mapping[str, CodedTable]) -> nn.Module:
+        """See ``TorchRecTask.coded``."""
+        from ...embeddings.coded import CodedEmbeddingBagCollection
+
+        if not self._pooled:
+            raise InvalidInputError(
+                "coded tables are served pooled, and this model's EmbeddingCollection looks up "
+                "without: read rows with column_codes.CodedEmbedding instead"
+            )
+        return CodedEmbeddingBagCollection(self._configs, tables, is_weighted=self._is_weighted)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import torch
 
 from bet_torchrec.planning import BET, Budget, BudgetPlanner, TableSpec
-from bet_torchrec.planning.sizers.bet import FullBatch
+from bet_torchrec.planning.fit import FitSpace
+from bet_torchrec.planning.sizers.bet import EXPLORING_FAMILIES, FullBatch, Sampler, Scene
 
 TABLES = (
     TableSpec(name="user", num_embeddings=300, embedding_dim=32),
@@ -35,6 +37,24 @@ def plan(sizer, *, seed=0, budget=None, widths="any", **kwargs):
     if not kwargs.keys() & {"workbench", "evaluate"}:
         kwargs["evaluate"] = quality
     return planner.plan(TABLES, COUNTS, progress=False, **kwargs)
+
+
+def sampler(counts, widths, limit, precisions=1):
+    """Of candidates of tables with these counts, widths 1 to ``widths`` a row."""
+    each = torch.arange(1, widths + 1)
+    space = FitSpace(
+        widths=each,
+        rows=torch.tensor([table.rows for table in counts]),
+        depth=torch.full((len(counts),), widths),
+        costs=each.repeat(precisions, 1),
+        limit=limit,
+    )
+    return Sampler(space, counts, EXPLORING_FAMILIES)
+
+
+def scene(counts, widths, bits=(32.0,)):
+    """What a predictor may know of them."""
+    return Scene(counts=counts, widths=torch.arange(1, widths + 1), d_max=widths, bits=bits)
 
 
 def lines(folder, kind="probe"):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
+import searches
 import torch
 
 from bet_torchrec.planning.counts import RowCounts
-from bet_torchrec.planning.fit import FitSpace
 from bet_torchrec.planning.sizers.bet import (
-    EXPLORING_FAMILIES,
     FitnessPredictor,
     FullBatch,
     GaussianProcess,
-    Sampler,
-    Scene,
     SingleSamples,
 )
 
@@ -24,20 +23,13 @@ BY_ID = [RNG.zipf(1.5, n) % 50 for n in ROWS]
 COUNTS = [RowCounts.from_rows(c) for c in BY_ID]
 
 
+sampler = partial(searches.sampler, COUNTS, WIDTHS, 150 * 4)
+scene = partial(searches.scene, COUNTS, WIDTHS)
+
+
 @pytest.fixture
 def candidates():
-    space = FitSpace(
-        widths=torch.arange(1, WIDTHS + 1),
-        rows=torch.tensor(ROWS),
-        depth=torch.full((2,), WIDTHS),
-        costs=torch.arange(1, WIDTHS + 1)[None],
-        limit=150 * 4,
-    )
-    return Sampler(space, COUNTS, EXPLORING_FAMILIES)(8, np.random.default_rng(1))
-
-
-def scene(bits=(32.0,)):
-    return Scene(counts=COUNTS, widths=torch.arange(1, WIDTHS + 1), d_max=WIDTHS, bits=bits)
+    return sampler()(8, np.random.default_rng(1))
 
 
 def make(*, bits=None, **settings):
@@ -93,14 +85,7 @@ def test_a_batch_is_its_members(candidates):
 
 
 def test_precision_is_seen():
-    space = FitSpace(
-        widths=torch.arange(1, WIDTHS + 1),
-        rows=torch.tensor(ROWS),
-        depth=torch.full((2,), WIDTHS),
-        costs=torch.arange(1, WIDTHS + 1).repeat(2, 1),
-        limit=150 * 4,
-    )
-    one = Sampler(space, COUNTS, EXPLORING_FAMILIES)
+    one = sampler(precisions=2)
     shares = torch.ones(2, dtype=torch.float64)
     a, b = one.shaped(shares, 0), one.shaped(shares, 1)
     assert torch.equal(a.boundaries, b.boundaries)
@@ -130,14 +115,7 @@ def test_training_is_repeatable_and_learns(candidates, trainer):
 
 @pytest.mark.parametrize("bits", [(32.0,), (32.0, 8.0)])
 def test_a_gaussian_process_learns_what_tables_get(bits):
-    space = FitSpace(
-        widths=torch.arange(1, WIDTHS + 1),
-        rows=torch.tensor(ROWS),
-        depth=torch.full((2,), WIDTHS),
-        costs=torch.arange(1, WIDTHS + 1).repeat(len(bits), 1),
-        limit=150 * 4,
-    )
-    drawn = Sampler(space, COUNTS, EXPLORING_FAMILIES)(200, np.random.default_rng(1))
+    drawn = sampler(precisions=len(bits))(200, np.random.default_rng(1))
     fitness = 0.9 - (drawn.shares[:, 0] - 0.4).square() + 0.02 * drawn.precision[:, 1]
     seen = torch.arange(40)
     fitted = GaussianProcess()(scene(bits), drawn[seen], fitness[seen].tolist(), 0)
@@ -174,9 +152,9 @@ def test_a_gaussian_process_is_sure_of_what_it_saw_alone(candidates):
     theirs = regression.GaussianProcessRegressor(Chosen(), alpha=noise, optimizer=None)
     theirs.fit(x.numpy(), (fitness - fitness.mean()) / fitness.std())
     mean, std = theirs.predict(new.numpy(), return_std=True)
-    assert np.allclose(fitted.spread(candidates), std * fitness.std(), atol=1e-9)
-    assert np.allclose(fitted(candidates), mean * fitness.std() + fitness.mean(), atol=1e-9)
-    assert fitted.spread(seen).mean() < fitted.spread(candidates).mean()
+    assert np.allclose(fitted.spread(new), std * fitness.std(), atol=1e-9)
+    assert np.allclose(fitted.fitness(new), mean * fitness.std() + fitness.mean(), atol=1e-9)
+    assert fitted.spread(x).mean() < fitted.spread(new).mean()
 
 
 def test_a_wrecked_plan_does_not_make_all_others_alike(candidates):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fitting_workbench import FittingWorkbench
 
-from bet_torchrec.errors import InfeasibleBudgetError, InvalidInputError, MissingEvaluationError
+from bet_torchrec.errors import InfeasibleBudgetError, InvalidInputError
 from bet_torchrec.planning import Budget, RowCounts, TableSpec
 from bet_torchrec.planning.sizers import DartsEmb, SizingProblem
 from bet_torchrec.planning.sizers.darts import MixedPrefixes, TakingTurns
@@ -91,15 +91,3 @@ def test_the_published_end_is_what_it_is():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(InvalidInputError, match=message):
         DartsEmb(**settings)
-
-
-def test_it_needs_a_workbench():
-    asked = SizingProblem(
-        tables=TABLES,
-        counts=[RowCounts.from_rows(range(t.num_embeddings)) for t in TABLES],
-        budget=Budget.parameters(9),
-        widths=(0, 1, 2, 4),
-        evaluate=lambda plan: 1.0,
-    )
-    with pytest.raises(MissingEvaluationError, match="should be given workbench="):
-        DartsEmb()(asked)

@@ -9,7 +9,7 @@ from fitting_workbench import FittingWorkbench
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bet_torchrec.errors import InfeasibleBudgetError, InvalidInputError, MissingEvaluationError
+from bet_torchrec.errors import InfeasibleBudgetError, InvalidInputError
 from bet_torchrec.planning import Budget, RowCounts, SizePlan, TableSpec
 from bet_torchrec.planning.sizers import SizingProblem
 from bet_torchrec.planning.sizers.magnitude import Magnitude
@@ -107,10 +107,8 @@ def test_an_id_map_is_paid_where_sizes_do_not_follow_ids():
     assert ranked.sizes("t").tolist() == [4, 4, 2]  # the ids' own order needs none: 10 entries
 
 
-def test_settings_and_what_is_missing_are_refused():
+def test_wrong_settings_are_refused():
     with pytest.raises(InvalidInputError, match="least should be an int"):
         Magnitude(least=-1)
     with pytest.raises(InvalidInputError, match="'sizes' or 'mask', got 'prefix'"):
         Magnitude(form="prefix")
-    with pytest.raises(MissingEvaluationError, match="should be given workbench="):
-        Magnitude()(problem(Budget.parameters(6), targets=None))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fitting_workbench import FittingWorkbench
 
-from bet_torchrec.errors import InvalidInputError, MissingEvaluationError
+from bet_torchrec.errors import InvalidInputError
 from bet_torchrec.planning import Budget, RowCounts, SizePlan, TableSpec
 from bet_torchrec.planning.sizers import PEP, SizingProblem
 from bet_torchrec.planning.sizers.pep import SoftThreshold
@@ -233,15 +233,3 @@ def test_survivors_become_sizes():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(InvalidInputError, match=message):
         PEP(**settings)
-
-
-def test_it_needs_a_workbench():
-    asked = SizingProblem(
-        tables=TABLES,
-        counts=[RowCounts.from_rows(range(t.num_embeddings)) for t in TABLES],
-        budget=Budget.parameters(9),
-        widths=(0, 1, 2, 4),
-        evaluate=lambda plan: 1.0,
-    )
-    with pytest.raises(MissingEvaluationError, match="should be given workbench="):
-        PEP()(asked)

@@ -138,6 +138,10 @@ class History:
         """The n fittest that are ok, earlier ones first among equals."""
         return sorted(self.ok, key=lambda p: -_known(p.fitness))[:n]
 
+    def equal_sizes(self) -> Probe | None:
+        """The fittest of equal sizes, in whatever precision."""
+        return next((p for p in self.best(len(self.ok)) if p.strategy == "anchor"), None)
+
     def quality(self, iteration: int, start: Start) -> float | None:
         """The mean quality over the seeds of a retraining, None unless all of them were ok."""
         found = [r for r in self.retrained.values() if (r.iteration, r.start) == (iteration, start)]

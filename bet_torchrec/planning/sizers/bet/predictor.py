@@ -49,8 +49,11 @@ class Predictor(Protocol):
     def embed(self, candidates: Candidates) -> Tensor:
         """(m, h) codes: candidates whose codes are near are alike."""
 
-    def spread(self, candidates: Candidates) -> Tensor:
-        """(m,) how uncertain the prediction is, in units of fitness; 0 where nobody knows."""
+    def fitness(self, codes: Tensor) -> Tensor:
+        """(m,) what is predicted of candidates with these codes."""
+
+    def spread(self, codes: Tensor) -> Tensor:
+        """(m,) how uncertain that is, in units of fitness; 0 where nobody knows."""
 
 
 def _mlp(inputs: int, hidden: int, outputs: int, *, final_activation: bool = True) -> nn.Sequential:
@@ -98,16 +101,20 @@ class FitnessPredictor(nn.Module):
 
     def forward(self, candidates: Candidates | CandidateSets) -> Tensor:
         """(m,) predicted fitness, Eq. 10, in the unit that it was trained in."""
+        return self.fitness(self.embed(candidates))
+
+    def fitness(self, codes: Tensor) -> Tensor:
+        """(m,) predicted fitness of what has these codes."""
         mean, spread = self._unit
-        return mean + spread * self.decoder(self.embed(candidates)).squeeze(-1)
+        return mean + spread * self.decoder(codes).squeeze(-1)
 
     def in_units_of(self, mean: float, spread: float) -> None:
         """Say that what the layers give is in ``spread`` from ``mean``."""
         self._unit = (mean, spread)
 
-    def spread(self, candidates: Candidates) -> Tensor:
+    def spread(self, codes: Tensor) -> Tensor:
         """(m,) zeros: one network cannot tell."""
-        return torch.zeros(len(candidates))
+        return torch.zeros(len(codes))
 
     def embed(self, candidates: Candidates | CandidateSets) -> Tensor:
         """(m, 64) the candidates' embeddings h, Eq. 9."""

@@ -67,12 +67,16 @@ class SizePredictor(nn.Module):
 
     def forward(self, candidates: Candidates) -> Tensor:
         """(m,) predicted fitness."""
-        mean, spread = self._unit
-        return mean + spread * self.decoder(self.embed(candidates)).squeeze(-1)
+        return self.fitness(self.embed(candidates))
 
-    def spread(self, candidates: Candidates) -> Tensor:
+    def fitness(self, codes: Tensor) -> Tensor:
+        """(m,) predicted fitness of what has these codes."""
+        mean, spread = self._unit
+        return mean + spread * self.decoder(codes).squeeze(-1)
+
+    def spread(self, codes: Tensor) -> Tensor:
         """(m,) zeros: one network cannot tell."""
-        return torch.zeros(len(candidates))
+        return torch.zeros(len(codes))
 
     def embed(self, candidates: Candidates) -> Tensor:
         """(m, 64) codes."""

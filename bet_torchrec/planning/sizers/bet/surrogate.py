@@ -107,16 +107,20 @@ class FittedProcess:
 
     def __call__(self, candidates: Candidates) -> Tensor:
         """(m,) expected fitness."""
-        kernel = self._kernel(self.embed(candidates), self._x, *self._setting[:2])
+        return self.fitness(self.embed(candidates))
+
+    def fitness(self, codes: Tensor) -> Tensor:
+        """(m,) expected fitness of what has these features."""
+        kernel = self._kernel(codes, self._x, *self._setting[:2])
         return self._mean + self._spread * (kernel @ self._weights)
 
-    def spread(self, candidates: Candidates) -> Tensor:
-        """(m,) standard deviation of the expected fitness."""
-        x, (smooth, length, _) = self.embed(candidates), self._setting
+    def spread(self, codes: Tensor) -> Tensor:
+        """(m,) its standard deviation."""
+        smooth, length, _ = self._setting
         known = torch.linalg.solve_triangular(
-            self._lower, self._kernel(self._x, x, smooth, length), upper=False
+            self._lower, self._kernel(self._x, codes, smooth, length), upper=False
         )
-        prior = smooth + (1 - smooth) * x.square().sum(-1) / self._power
+        prior = smooth + (1 - smooth) * codes.square().sum(-1) / self._power
         return self._spread * (prior - known.square().sum(0)).clamp(min=0.0).sqrt()
 
     def embed(self, candidates: Candidates) -> Tensor:
