@@ -46,7 +46,11 @@ class FullModel:
     @cached_property
     def trained(self) -> Trained:
         """The model, as it ended."""
-        return self._train()
+        made = self._train()
+        del (
+            self._train
+        )  # it knows the workbench, and large tables should not wait for the collector
+        return made
 
     def adopt(self, model: nn.Module, tables: Mapping[str, Tensor]) -> None:
         """Take one that was trained elsewhere; see ``TrainingWorkbench.adopt``."""
@@ -59,6 +63,7 @@ class FullModel:
             digest.update(weight.detach().cpu().numpy().tobytes())
         self.adopted = digest.hexdigest()[:16]
         self.trained = Trained(task=self._task, model=model, embedding=embedding, outcome=outcome)
+        del self._train
 
     def cut(
         self, plan: Sizes

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +174,18 @@ def test_a_start_from_the_full_rows_is_no_start_from_scratch(bench):
 def test_a_full_model_that_diverges_is_an_error():
     with pytest.raises(DivergedError, match="lower lr"):
         workbench(training=dataclasses.replace(SETTINGS, lr=1e30, lr_min=1e30)).full()
+
+
+def test_full_tables_are_freed_with_their_workbench():
+    """Not when the collector comes by: they may be most of the memory."""
+    bench = workbench()
+    tables = weakref.ref(bench.full().embedding)
+    gc.disable()
+    try:
+        del bench
+        assert tables() is None
+    finally:
+        gc.enable()
 
 
 def test_permuting_the_test_items_changes_nothing(tmp_path: Path):
