@@ -16,6 +16,7 @@ from ..planning.budget import Budget
 from ..planning.tables import TableSpec
 
 FULL = "full"
+BACKBONES = ("lightgcn", "ngcf", "ncf")  # ranking models; others are click models
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,6 @@ def grid(
 
 def default_dim(data: str, model: str) -> int:
     """The full width that a data set and model are compared at."""
-    if model in ("lightgcn", "ngcf", "ncf"):
+    if model in BACKBONES:
         return 128
     return 16 if data == "frappe" else 64

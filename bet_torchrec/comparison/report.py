@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation import SeedComparison, compare_over_seeds, holm
-from .cells import FULL, Cell, Share
+from .cells import BACKBONES, FULL, Cell, Share
 from .pictures import plot_against_bytes
 from .published import published
 
@@ -34,10 +34,13 @@ class Duel:
     comparison: SeedComparison
 
 
-def main_metric(results: Results) -> str:
-    """What is compared: AUC of clicks, Recall@20 of rankings."""
-    tests = [record["test"] for record in results.values() if "test" in record]
-    return "auc" if not tests or "auc" in tests[0] else "recall@20"
+def by_metric(results: Results) -> dict[str, Results]:
+    """What is compared, AUC of clicks and Recall@20 of rankings, and the cells that it is of."""
+    found: dict[str, dict[Cell, Mapping[str, Any]]] = {}
+    for cell, record in results.items():
+        metric = "recall@20" if cell.model in BACKBONES else "auc"
+        found.setdefault(metric, {})[cell] = record
+    return dict(found)
 
 
 def values(results: Results, metric: str, **where: Any) -> dict[int, float]:
@@ -78,8 +81,14 @@ def duels(results: Results, metric: str, ours: str = OURS) -> list[Duel]:
 
 
 def report(results: Results, *, ours: str = OURS) -> str:
-    """The whole report, Markdown; its first paragraph says where ours does not win."""
-    metric = main_metric(results)
+    """The whole report, Markdown; its first paragraph says where ours does not win.
+
+    Of clicks and rankings together: of one after the other.
+    """
+    return "\n".join(_report(own, metric, ours) for metric, own in by_metric(results).items())
+
+
+def _report(results: Results, metric: str, ours: str) -> str:
     fought = duels(results, metric, ours)
     parts = [
         _verdict(fought, _nothing(results, metric, ours), metric, ours),
@@ -230,9 +239,10 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def plot(results: Results, folder: Path) -> list[Path]:
     """One picture a task: the main test metric against bytes, a line a method."""
-    metric, written = main_metric(results), []
-    for data, model in dict.fromkeys((c.data, c.model) for c in results):
-        own = {c: r for c, r in results.items() if (c.data, c.model) == (data, model)}
-        path = folder / f"{data}-{model}.png"
-        written.append(plot_against_bytes(own, metric, METRICS[metric], path))
+    written = []
+    for metric, alike in by_metric(results).items():
+        for data, model in dict.fromkeys((c.data, c.model) for c in alike):
+            own = {c: r for c, r in alike.items() if (c.data, c.model) == (data, model)}
+            path = folder / f"{data}-{model}.png"
+            written.append(plot_against_bytes(own, metric, METRICS[metric], path))
     return written

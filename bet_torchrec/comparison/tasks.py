@@ -8,9 +8,8 @@ from typing import Any
 
 from ..tasks import ClickTask, RankingTask, Task
 from ..training import TrainSettings, clicks, fast, of_size
-from .cells import Cell
+from .cells import BACKBONES, Cell
 
-BACKBONES = ("lightgcn", "ngcf", "ncf")
 CLICK_BATCH = 4096
 CLICK_L2 = {
     "movielens-1m-clicks": 1e-2,

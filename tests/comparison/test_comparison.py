@@ -208,6 +208,20 @@ def test_the_report_says_first_what_is_lost_and_what_chance_explains():
     assert np.isnan(duels(made_up([0.81], [0.80]), "auc")[0].comparison.p)
 
 
+def test_clicks_and_rankings_in_one_file_are_reported_one_after_the_other(tmp_path: Path):
+    results = made_up([0.8, 0.8], [0.7, 0.7])
+    for cell, record in made_up([0.2, 0.2], [0.3, 0.3]).items():
+        ranking = dataclasses.replace(cell, model="lightgcn")
+        results[ranking] = {**record, "parameters": 9, "test": {"recall@20": record["test"]["auc"]}}
+    said = [line for line in report(results).splitlines() if line.startswith("bet has")]
+    assert [line[:38] for line in said] == [
+        "bet has the best mean AUC in 1 of 1 co", "bet has the best mean Recall@20 in 0 o",
+    ]  # fmt: skip
+    for record in results.values():
+        record["parameters"] = 9
+    assert [p.name for p in plot(results, tmp_path)] == ["d-fm.png", "d-lightgcn.png"]
+
+
 def test_losing_to_what_is_our_own_is_losing_and_so_is_coming_to_nothing(tmp_path: Path):
     path = tmp_path / "results.jsonl"
     results = made_up([0.8, 0.8], [0.9, 0.9], "compress", "1/16 bytes")
