@@ -150,6 +150,8 @@ def smallest_unused_step(plan, problem):
     """What the cheapest row's step up from the plan would cost, before alignment."""
     model, steps = problem.memory, []
     for t, table in enumerate(plan.tables):
+        if plan.sizer == "bet" and table.widths == (0,):
+            continue  # left out, whatever is left over
         widths = problem.table_widths(t)
         mapped = plan.sizer in OWN_ORDERS or problem.mapped[t]
         for b in table.buckets:

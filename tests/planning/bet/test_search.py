@@ -148,6 +148,15 @@ def test_a_table_that_is_left_out_gets_nothing_of_what_is_left_over(tmp_path):
     assert left == [[[[32, 300]], [[0, 500]]], [[[0, 300]], [[32, 500]]]]
 
 
+def test_where_no_table_may_be_left_out_the_budget_is_spent_on_it(tmp_path):
+    plan(bet(iterations=4), budget=Budget.sparsity(0.1), widths=(8, 16, 32), run_dir=tmp_path)
+    tried = lines(tmp_path)
+    limit = int(0.9 * 32 * 800)
+    spent = [sum(w * n for table in p["buckets"] for w, n in table) for p in tried]
+    assert {p["strategy"] for p in tried} > {"subset"}
+    assert all(limit - 8 < n <= limit for n in spent)
+
+
 def test_where_everything_fits_ever_more_tables_are_left_out_and_then_the_search_ends(tmp_path):
     """The model is best without items; nothing is probed twice, and not all probes are spent."""
     kinds = {"budget": Budget.sparsity(0.0), "widths": (0, 32)}

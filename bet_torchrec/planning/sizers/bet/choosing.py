@@ -78,6 +78,11 @@ class Chooser:
             or self._best_without_a_table(history, new)
         )
 
+    @property
+    def _drops(self) -> bool:
+        """Whether a table may be left out; else what is left over is better spent on it."""
+        return int(self.space.widths[0]) == 0
+
     def tried(self, probes: Sequence[Probe]) -> Candidates:
         """Probes as the candidates that they were."""
         return to_candidates(probes, self.space.widths, self.families, self.precisions)
@@ -96,7 +101,8 @@ class Chooser:
             assert self.anchors
             kind = self.anchors.kind(number)
             one = self.anchors.candidate(number, precision)
-            if kind not in ("anchor", "subset"):  # these are given as an engineer would try them
+            # Equal sizes and tables left out are as an engineer would try them.
+            if kind not in ("anchor", "subset") or (kind == "subset" and not self._drops):
                 one = self._settled(one)
             if kind == "anchor" or new(one):
                 return Choice(candidate=one, strategy=kind)
@@ -106,7 +112,7 @@ class Chooser:
         self, history: History, new: Callable[[Candidates], bool]
     ) -> Choice | None:
         """The best plan with one more table left out: all that may help where everything fits."""
-        if not self.anchors or not history.ok:
+        if not self.anchors or not self._drops or not history.ok:
             return None
         best = self.tried(history.best())
         for t in range(len(self._problem.tables)):
